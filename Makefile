@@ -1,0 +1,70 @@
+# Everything a newcomer types; `make` alone lists it.
+#   make PYTHON=python3.12 demo     use another Python to make the environment
+#   make VENV=/path/to/env test     use an environment of yours, as it is: nothing is installed in it
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# Stamp files say what was installed, so that set-up runs once, and again when a requirement changes.
+ifeq ($(origin VENV),file)
+  DEMO_READY := $(VENV)/.installed
+  TEST_READY := $(VENV)/.installed-dev
+else
+  DEMO_READY := yours
+  TEST_READY := yours
+  export PYTHONPATH := $(CURDIR)
+endif
+FACTS = settings.ini setup.py pyproject.toml
+
+.PHONY: help demo test readme clean yours
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: $(DEMO_READY) ## set up, train a small VAE on the embedded scenes, write pictures (about 4 minutes on 2 cores)
+	@$(BIN)/vae-train scenes --preset demo --out runs/demo --overwrite
+
+test: $(TEST_READY) ## set up, then check exports and style, run every notebook, and run the tests (under 10 minutes)
+	@echo "1/4  library and README are what the notebooks say"
+	@$(BIN)/python tests/house.py check
+	@echo "2/4  lint"
+	@$(BIN)/python -m ruff check --quiet .
+	@echo "3/4  every notebook, two at a time"
+	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing
+	@echo "4/4  tests"
+	@$(BIN)/python -m pytest -q
+
+readme: $(TEST_READY) ## write README.md from nbs/index.ipynb
+	@$(BIN)/python tests/house.py readme
+
+clean: ## remove caches and build products (keeps the environment and runs/)
+	@rm -rf _docs _proc .quarto build dist *.egg-info .pytest_cache .ruff_cache nbs/nbdev.yml nbs/.last_checked
+	@find nbs vae_nb tests -name __pycache__ -o -name .ipynb_checkpoints | while read -r d; do rm -rf "$$d"; done
+
+# ---- set-up
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "vae_nb needs Python 3.10 or newer as $(PYTHON); to name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments (its venv or ensurepip is missing)." >&2; \
+	  echo "On Debian or Ubuntu: sudo apt-get install python3-venv. Or make one yourself, install vae_nb with" >&2; \
+	  echo "pip install -e '.[dev]', and say where it is: make VENV=/path/to/env ..." >&2; exit 1; }
+	@echo "making the environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created $(FACTS)
+	@echo "installing PyTorch and friends (~6 GB, 2-3 minutes, once)"
+	@$(PIP) -e . > $(VENV)/pip.log 2>&1 || { tail -n 30 $(VENV)/pip.log >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.created $(FACTS)
+	@echo "installing PyTorch, nbdev, Jupyter and friends (~6 GB, 2-3 minutes, once)"
+	@$(PIP) -e '.[dev]' > $(VENV)/pip.log 2>&1 || { tail -n 30 $(VENV)/pip.log >&2; exit 1; }
+	@touch $(VENV)/.installed $@
+
+yours:
+	@test -x $(BIN)/python || { echo "VENV=$(VENV) holds no bin/python" >&2; exit 1; }

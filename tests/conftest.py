@@ -1,0 +1,26 @@
+"What the tests share: Weights & Biases offline, matplotlib without windows, the real files beside the checkout."
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("WANDB_SILENT", "true")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root():
+    "The repository."
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared():
+    "Real images and weights in ../shared; tests that need them are skipped where that folder is absent."
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs the folder ../shared")
+    return folder

@@ -1,0 +1,149 @@
+"""Keep what is generated equal to its source.
+
+python tests/house.py check    say what differs from the notebooks, and change nothing
+python tests/house.py readme   write README.md from nbs/index.ipynb
+"""
+import contextlib
+import difflib
+import os
+import posixpath
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+README_NOTE = "<!-- Written by `make readme` from nbs/index.ipynb: edit that notebook. -->\n\n"
+
+
+def notebooks(root=ROOT):
+    "All notebooks nbdev sees, in order of their path."
+    paths = sorted((root / "nbs").rglob("*.ipynb"))
+    return [p for p in paths if not any(part[0] in "._" for part in p.relative_to(root).parts)]
+
+
+def generated(root):
+    "Every file that export and clean write, by its path from `root`."
+    found = [*(root / "vae_nb").rglob("*.py"), *notebooks(root), *(root / "nbs").glob("llms.txt")]
+    return {p.relative_to(root).as_posix(): p.read_text(encoding="utf-8") for p in found}
+
+
+@contextlib.contextmanager
+def inside(folder):
+    "Work in `folder`, outside of any notebook test."
+    before, in_test = Path.cwd(), os.environ.pop("IN_TEST", None)
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+        if in_test is not None:
+            os.environ["IN_TEST"] = in_test
+
+
+def regenerate(folder, root=ROOT):
+    "Copy the notebooks of `root` to `folder`, and clean and export them there, from nothing but the version."
+    from nbdev.clean import nbdev_clean
+    from nbdev.doclinks import nbdev_export
+
+    for path in [root / "pyproject.toml", *notebooks(root)]:
+        target = folder / path.relative_to(root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    version = re.search(r"^__version__ = .*$", (root / "vae_nb/__init__.py").read_text(encoding="utf-8"), re.M)
+    (folder / "vae_nb").mkdir()
+    (folder / "vae_nb/__init__.py").write_text(version[0] + "\n", encoding="utf-8")
+    with inside(folder):
+        nbdev_clean()
+        nbdev_export()
+    return generated(folder)
+
+
+def drift(root=ROOT):
+    "What differs between the tree and what its notebooks say; an empty list when nothing does."
+    with tempfile.TemporaryDirectory() as folder:
+        want, have = regenerate(Path(folder).resolve(), root), generated(root)
+    if not any(name.endswith(".ipynb") for name in want):
+        return [f"{root}: found no notebooks under nbs"]
+    return [complaint(name, have.get(name), want.get(name)) for name in sorted(want | have)
+            if have.get(name) != want.get(name)]
+
+
+def complaint(name, have, want):
+    "One difference, and the command that mends it."
+    if want is None:
+        return f"{name}: no notebook exports it; delete it or export it from one"
+    if name.endswith(".ipynb"):
+        return f"{name}: carries noise; run: nbdev-clean --fname {name}"
+    lines = difflib.unified_diff((have or "").splitlines(), want.splitlines(), name, "exported", lineterm="", n=1)
+    return "\n".join([f"{name}: is not what the notebooks export; run: nbdev-export", *list(lines)[:12]])
+
+
+def without_directives(source):
+    "Split `#| name: value` lines off the top of a cell: a dictionary of them, and the rest."
+    lines = source.splitlines()
+    n = next((i for i, line in enumerate(lines) if not line.startswith("#|")), len(lines))
+    pairs = [line[2:].strip().partition(":") for line in lines[:n]]
+    return {key.strip(): value.strip().strip("\"'") for key, _, value in pairs}, "\n".join(lines[n:]).strip("\n")
+
+
+def from_root(target):
+    "A link of nbs/index.ipynb as seen from README.md beside the folder."
+    if re.match(r"[a-z][a-z0-9+.-]*:|#|/", target):
+        return target
+    return posixpath.normpath(posixpath.join("nbs", target))
+
+
+def for_readme(text):
+    "The site's markdown as plain markdown: no Quarto attributes or fences, links from the root. Code stays as it is."
+    parts = re.split(r"(```.*?```|`[^`\n]*`)", text, flags=re.S)
+    for i in range(0, len(parts), 2):
+        part = re.sub(r"^:{3,}.*\n?", "", parts[i], flags=re.M)
+        part = re.sub(r"(?<=[)$])[ ]?\{[^{}\n]*\}", "", part)
+        part = re.sub(r"(\]\()([^)\s]+)", lambda m: m[1] + from_root(m[2]), part)
+        parts[i] = re.sub(r"\b((?:src|href)=\")([^\"]+)", lambda m: m[1] + from_root(m[2]), part)
+    return "".join(parts)
+
+
+def readme(root=ROOT):
+    "README.md as nbs/index.ipynb says it."
+    import nbformat
+    from nbconvert import MarkdownExporter
+
+    book = nbformat.read(root / "nbs/index.ipynb", as_version=4)
+    cells = []
+    for cell in book.cells:
+        directives, cell.source = without_directives(cell.source)
+        if cell.cell_type == "raw" or "hide" in directives:
+            continue
+        if cell.cell_type == "markdown":
+            cell.source = for_readme(cell.source)
+        elif directives.get("echo") == "false":
+            cell.metadata["tags"] = ["outputs-only"]
+        cells.append(cell)
+    book.cells, book.metadata["language_info"] = cells, {"name": "python"}
+    hide_input = {"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": ["outputs-only"]}}
+    body, resources = MarkdownExporter(config=hide_input).from_notebook_node(book)
+    if resources.get("outputs"):
+        raise ValueError("nbs/index.ipynb: expected pictures as files, ![alt](images/x.png); got one in an output")
+    lines = [line.rstrip() for line in body.strip().splitlines()]
+    return README_NOTE + re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
+
+
+def check():
+    "Print every difference; the exit status is 1 when there is one."
+    found = drift()
+    if (ROOT / "README.md").read_text(encoding="utf-8") != readme():
+        found.append("README.md: is not what nbs/index.ipynb says; run: make readme")
+    print("\n".join(found), end="\n" if found else "", file=sys.stderr)
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    command = sys.argv[1:]
+    if command == ["check"]:
+        sys.exit(check())
+    if command != ["readme"]:
+        sys.exit(__doc__)
+    (ROOT / "README.md").write_text(readme(), encoding="utf-8")
