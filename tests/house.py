@@ -134,9 +134,12 @@ def readme(root=ROOT):
 def check():
     "Print every difference; the exit status is 1 when there is one."
     found = drift()
-    if (ROOT / "README.md").read_text(encoding="utf-8") != readme():
+    if not (ROOT / "nbs/index.ipynb").exists():
+        found.append("nbs/index.ipynb: README.md is made from it, and it is not there")
+    elif (ROOT / "README.md").read_text(encoding="utf-8") != readme():
         found.append("README.md: is not what nbs/index.ipynb says; run: make readme")
-    print("\n".join(found), end="\n" if found else "", file=sys.stderr)
+    for line in found:
+        print(line, file=sys.stderr)
     return int(bool(found))
 
 
