@@ -7,8 +7,9 @@ Docs: https://vae-nb.github.io/vae_nb/theory/notation.html.md"""
 # %% auto #0
 __all__ = ['COLORS', 'use_style', 'grid', 'curves']
 
-# %% ../nbs/theory/00_notation.ipynb #5fed8f01
+# %% ../nbs/theory/00_notation.ipynb #7d00ed28
 import math
+import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,7 +21,7 @@ from torchvision.utils import make_grid
 COLORS = dict(data="#228833", prior="#808080", posterior="#4477AA", reconstruction="#EE7733", sample="#AA3377",
               elbo="#CC3311", log_p="#111111", l1="#EE7733", lpips="#33AACC", kl="#4477AA", loss="#CC3311")
 
-# %% ../nbs/theory/00_notation.ipynb #974590bb
+# %% ../nbs/theory/00_notation.ipynb #f5e9f7b5
 def use_style():
     "One look for every figure of the project (changes matplotlib's defaults for this process)."
     plt.rcParams.update({
@@ -29,8 +30,10 @@ def use_style():
         "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888",
         "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.8, "axes.axisbelow": True, "lines.linewidth": 2.2,
         "legend.frameon": False, "image.interpolation": "nearest"})
+    notebook = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if notebook: notebook.display_formatter.formatters["image/jpeg"].enabled = False  # one copy of a picture is enough
 
-# %% ../nbs/theory/00_notation.ipynb #9f7baef2
+# %% ../nbs/theory/00_notation.ipynb #d7161703
 def grid(
     images: torch.Tensor, # (M,3,H,W) or (M,1,H,W): uint8 in [0,255], or float in [-1,1] (values outside are clipped)
     columns: int = 8,     # images in a row
@@ -38,7 +41,7 @@ def grid(
 ) -> Image.Image:         # one picture, row by row
     "Lay images out in rows on a white card."
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
-        raise ValueError(f"grid: expected images of shape (M,3,H,W) or (M,1,H,W) with M >= 1, got {tuple(images.shape)}")
+        raise ValueError(f"grid: expected images (M,3,H,W) or (M,1,H,W) with M >= 1, got {tuple(images.shape)}")
     images = images.detach().cpu()
     pixels = images / 255 if images.dtype == torch.uint8 else images.float().clamp(-1, 1) / 2 + 0.5
     wall = make_grid(pixels, nrow=columns, padding=pad, pad_value=1.0)  # (3, rows*(H+pad)+pad, columns*(W+pad)+pad)
