@@ -7,13 +7,12 @@ Docs: https://vae-nb.github.io/vae_nb/data.html.md"""
 # %% auto #0
 __all__ = ['FORMAT', 'to_float', 'to_uint8', 'ImageStore', 'load', 'split', 'order', 'batches']
 
-# %% ../nbs/00_data.ipynb #acf39f93
+# %% ../nbs/00_data.ipynb #e9d6ed07
 import errno
 import hashlib
 import json
 import os
 import shutil
-import sys
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -26,15 +25,18 @@ import numpy as np
 import torch
 from torch import LongTensor, Tensor
 
-from .cache import Progress, build_once, cache_root, content_key, digest, writing
+from .cache import Progress, build_once, cache_root, content_key, digest, output, tell, writing
+from .named_sets import NAMED
 from .pictures import SUFFIXES, decode, reason
 from .sources import Reader, read_array, read_folder, read_image, read_zip
 
-# %% ../nbs/00_data.ipynb #79c4d879
+# %% ../nbs/00_data.ipynb #f9af685e
 def to_float(
     x: Tensor,  # (...) uint8
 ) -> Tensor:  # (...) float32 in [-1,1]
     "Pixels as the model sees them"
+    if x.dtype != torch.uint8:
+        raise ValueError(f"to_float: expected uint8, got {x.dtype}")
     return x.float() / 127.5 - 1
 
 
@@ -91,7 +93,7 @@ def _short(path):
         return str(Path("~") / Path(path).relative_to(Path.home()))
     return str(path)
 
-# %% ../nbs/00_data.ipynb #38d1cb48
+# %% ../nbs/00_data.ipynb #b4ff478c
 FORMAT = 1  # of the cache: a new number leaves old caches alone
 
 
@@ -113,16 +115,15 @@ def _decoded(images, size, workers):
             yield ahead.popleft().result()
 
 
-def _pixels(reader, size, n, file, root, progress):
-    "Write up to `n` images to `file` one by one; returns (names, skipped)"
+def _pixels(reader, size, n, write, progress):
+    "Write up to `n` images one by one; returns (names, skipped)"
     names, skipped = [], list(reader.skipped)
     images = _decoded(reader.images(), size, min(8, os.cpu_count() or 1))
     for name, pixels in images:
         if isinstance(pixels, str):
             skipped.append((name, pixels))
             continue
-        with writing(root):
-            file.write(np.ascontiguousarray(pixels).data)
+        write(np.ascontiguousarray(pixels).data)
         names.append(name)
         progress(len(names))
         if len(names) == n:
@@ -137,11 +138,9 @@ def _fill(folder, reader, size, n, say):
     total = min(n or reader.total, reader.total)
     _check_room(folder.parent, total * 3 * size * size)
     progress = Progress("reading " + reader.source, total, say=say)
-    with warnings.catch_warnings(), open(folder / "images.u8", "wb") as file:
+    with warnings.catch_warnings(), output(folder / "images.u8", folder.parent) as write:
         warnings.simplefilter("ignore")  # Pillow's remarks on images that it reads all the same
-        names, skipped = _pixels(reader, size, n, file, folder.parent, progress)
-        with writing(folder.parent):
-            file.flush()
+        names, skipped = _pixels(reader, size, n, write, progress)
     if not names:
         raise ValueError(_nothing(reader, skipped))
     meta = dict(format=FORMAT, size=size, count=len(names), names=names, skipped=skipped, other=reader.other,
@@ -181,7 +180,7 @@ def _open_store(folder):
     skipped = [tuple(pair) for pair in meta["skipped"]]
     return ImageStore(images.view(m, 3, s, s), meta["names"], skipped, meta["source"], Counter(meta["other"]), folder)
 
-# %% ../nbs/00_data.ipynb #1aeb41e5
+# %% ../nbs/00_data.ipynb #321cbbd9
 def _scenes(n, size, seed):
     "The embedded scenes, rendered a chunk at a time"
     from vae_nb import scenes
@@ -190,13 +189,15 @@ def _scenes(n, size, seed):
             index = torch.arange(start, min(start + 64, n))
             for i, image in zip(index.tolist(), scenes.render(scenes.scene_factors(index, seed), size).numpy()):
                 yield f"scene_{i:06d}", lambda image=image: image
-    return Reader(f"scenes (seed {seed})", {"scenes": Path(scenes.__file__)}, images, n, settings=(seed,))
+    return Reader(f"scenes (seed {seed})", {"scenes": Path(scenes.__file__)}, images, n, settings=(seed, n))
 
 
 def _reader(source, size, n, seed, root, say):
     "The reader for whatever `source` names"
     if str(source) == "scenes":
         return _scenes(n or 15_000, size, seed)
+    if str(source) in NAMED:
+        return NAMED[str(source)].reader(str(source), root, say)
     path = Path(source)
     kinds = {".zip": read_zip, ".npz": read_array, ".npy": read_array, **dict.fromkeys(SUFFIXES, read_image)}
     if path.is_dir():
@@ -204,7 +205,8 @@ def _reader(source, size, n, seed, root, say):
     if path.is_file() and path.suffix.lower() in kinds:
         return kinds[path.suffix.lower()](path)
     found = f"a {path.suffix or 'file without suffix'}" if path.exists() else "no such file or folder"
-    raise ValueError(f"source {str(source)!r}: {found}; expected a folder, a .zip, .npz, .npy or image file, or scenes")
+    raise ValueError(f"source {str(source)!r}: {found}; expected a folder, a .zip, .npz, .npy or image file, "
+                     f"or one of {', '.join(['scenes', *NAMED])}")
 
 
 def load(
@@ -219,12 +221,13 @@ def load(
     for name, value in dict(size=size, n=1 if n is None else n).items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: expected a whole number above 0, got {value!r}")
-    root, say = cache_root(cache), progress or (lambda text: print(text, file=sys.stderr))
-    reader = _reader(source, size, n, seed, root, say)
+    root, say = cache_root(cache), progress or tell
+    reader = _reader(source, size, n, seed, root, progress)
+    n = n if n and n < reader.total else None
     key = digest(FORMAT, size, n, reader.settings, content_key(reader.files, root))
     label = "".join(c if c.isalnum() else "-" for c in reader.source.split(" ")[0])[:40]
     target = root / f"{label}-{size}-{key[:16]}"
-    build_once(target, lambda folder: _fill(folder, reader, size, n, progress), say, _meta)
+    build_once(target, lambda folder: _fill(folder, reader, size, n, progress), progress, _meta)
     store = _open_store(target)
     if store.skipped:
         say(_printable(f"{store.source}: {_skipped(store.skipped)}"))
@@ -254,7 +257,7 @@ def _unit(name):
     "A number in [0,1) that only the name decides"
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=6).digest(), "big") / 2**48
 
-# %% ../nbs/00_data.ipynb #47686956
+# %% ../nbs/00_data.ipynb #0dbb6672
 def order(
     count: int,  # images
     epoch: int,
@@ -272,13 +275,15 @@ def batches(
     epoch: int = 0,
     seed: int = 0,
     device: str | torch.device = "cpu",
-    flip: bool = True,  # mirror every second image, drawn anew each epoch
+    flip: bool = True,  # mirror half of the images, drawn anew each epoch
     start: int = 0,  # batches of this epoch that are done already
     drop_last: bool = False,  # leave out a last batch that is not full
     shuffle: bool = True,
 ) -> Iterator[Tensor]:  # (B,3,S,S) float32 in [-1,1], on `device`
     "The batches of one epoch, from batch `start` on"
     index = torch.as_tensor(index)
+    if batch_size < 1 or drop_last and len(index) < batch_size:
+        raise ValueError(f"batch_size: got {batch_size} for {len(index)} images, which leaves no batch")
     stop = len(index) // batch_size * batch_size if drop_last else len(index)
     count = -(-stop // batch_size)
     if not 0 <= start <= count:

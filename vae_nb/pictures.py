@@ -97,7 +97,7 @@ def decode(
         image = square(to_rgb(_upright(image)), size)
     return np.asarray(image).transpose(2, 0, 1)
 
-# %% ../nbs/00_pictures.ipynb #033ffd16
+# %% ../nbs/00_pictures.ipynb #1f269de4
 def reason(
     error: Exception,  # what reading a picture raised
 ) -> str:  # one line for a person
@@ -106,5 +106,5 @@ def reason(
         return "not an image Pillow can read"
     if isinstance(error, Image.DecompressionBombError):
         return f"refused as a decompression bomb (limit {MAX_PIXELS:,} pixels)"
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).rstrip(".")
     return text if text and isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {text}"

@@ -7,13 +7,12 @@ Docs: https://vae-nb.github.io/vae_nb/sources.html.md"""
 # %% auto #0
 __all__ = ['PREFERRED', 'Reader', 'read_folder', 'read_image', 'read_zip', 'read_array']
 
-# %% ../nbs/00_sources.ipynb #06ceb1f5
+# %% ../nbs/00_sources.ipynb #89d1f97b
 import io
 import os
 import stat
 import threading
 import zipfile
-import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +21,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from .pictures import MAX_BYTES, SUFFIXES, open_image, reason
+from .pictures import MAX_BYTES, MAX_PIXELS, SUFFIXES, open_image, reason
 
 # %% ../nbs/00_sources.ipynb #4f2bfba1
 @dataclass
@@ -94,7 +93,7 @@ def read_image(
     path = Path(path)
     return Reader(path.name, {path.name: path}, lambda: iter([(path.name, partial(_open_file, path))]), 1)
 
-# %% ../nbs/00_sources.ipynb #60d912cc
+# %% ../nbs/00_sources.ipynb #cd4360e8
 def _open_member(archive, lock, name):
     "A member of an archive as a picture, unless it declares more than `MAX_BYTES`"
     info = archive.getinfo(name)
@@ -110,8 +109,8 @@ def _open_member(archive, lock, name):
 def _open_zip(path):
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError) as error:
-        raise ValueError(f"{path}: not a readable zip archive ({error})") from error
+    except Exception as error:  # a damaged archive raises many kinds
+        raise ValueError(f"{path}: not a readable zip archive ({reason(error)})") from error
 
 
 def read_zip(
@@ -126,7 +125,7 @@ def read_zip(
         return ((name, partial(_open_member, archive, lock, name)) for name in names)
     return Reader(path.name, {path.name: path}, images, len(names), other=other)
 
-# %% ../nbs/00_sources.ipynb #de90a3c5
+# %% ../nbs/00_sources.ipynb #7cd23cce
 PREFERRED = "train_images", "images", "x_train", "x", "arr_0"  # in a .npz, the first of these that is there
 
 
@@ -144,8 +143,8 @@ def _header(file):
 
 def _layout(shape):
     "How the axes of an array are read, or a ValueError that says what to do"
-    if 0 in shape:
-        raise ValueError(f"shape {shape} holds no image")
+    if 0 in shape or np.prod(shape[1:], dtype=object) > 4 * MAX_PIXELS:
+        raise ValueError(f"shape {shape} holds no image, or images of more than {MAX_PIXELS:,} pixels")
     if len(shape) == 3 and shape[0] > 1:
         return "M,H,W"
     if len(shape) == 4 and shape[3] in (1, 3, 4):
@@ -172,7 +171,7 @@ def _row_image(row, layout):
         row = row.transpose(1, 2, 0)
     return Image.fromarray(row[..., 0] if row.ndim == 3 and row.shape[2] == 1 else row)
 
-# %% ../nbs/00_sources.ipynb #d2924ff5
+# %% ../nbs/00_sources.ipynb #944380e4
 def _array_streams(path):
     "Name -> function that opens the .npy stream, for a .npy or each array of a .npz"
     if path.suffix.lower() == ".npy":
@@ -189,11 +188,11 @@ def _open_array(path, member):
 def _headers(path, streams):
     headers = {}
     for name, stream in streams.items():
-        with stream() as file:
-            try:
+        try:
+            with stream() as file:
                 headers[name] = _header(file)
-            except Exception as error:  # whatever a damaged file raises, it is one array that cannot be used
-                headers[name] = ValueError(reason(error))
+        except Exception as error:  # whatever a damaged file raises, it is one array that cannot be used
+            headers[name] = ValueError(reason(error))
     return headers
 
 
@@ -206,7 +205,7 @@ def _choose(path, headers):
     found = ", ".join(f"{name} {h if isinstance(h, Exception) else h[0]}" for name, h in headers.items()) or "none"
     raise ValueError(f"{path}: no array is clearly the images; found: {found}. Call one {' or '.join(PREFERRED)}")
 
-# %% ../nbs/00_sources.ipynb #34663238
+# %% ../nbs/00_sources.ipynb #06f4fbb9
 def _rows(path, stream, shape, dtype):
     "The images of an array one after the other, never the whole array"
     count = dtype.itemsize * int(np.prod(shape[1:], dtype=object))
@@ -214,9 +213,10 @@ def _rows(path, stream, shape, dtype):
         _header(file)
         for i in range(shape[0]):
             try:
-                yield _bytes(np.frombuffer(file.read(count), dtype).reshape(shape[1:]))
-            except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                row = _bytes(np.frombuffer(file.read(count), dtype).reshape(shape[1:]))
+            except Exception as error:  # of NumPy, zipfile, zlib
                 raise ValueError(f"{path}: image {i} of {shape[0]} cannot be read: {reason(error)}") from error
+            yield row
 
 
 def read_array(
