@@ -1,4 +1,4 @@
-"""Residual block, down, up, patch: five small modules, each with its checks.
+"""Five small modules take a picture down to a grid of features and back. Each one has to prove itself first.
 
 Docs: https://vae-nb.github.io/vae_nb/layers.html.md"""
 
@@ -12,78 +12,88 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# %% ../nbs/01_layers.ipynb #c9260999
+# %% ../nbs/01_layers.ipynb #0223d8d4
 def conv(
     c_in: int, # input channels
     c_out: int, # output channels
     kernel: int = 3, # side of the kernel, odd; padding keeps the size
     stride: int = 1, # 2 halves the resolution
-    gain: float = 1.0, # standard deviation of the output for an input of unit variance
-) -> nn.Conv2d:
-    "Convolution that starts out keeping the scale of its input (LeCun et al. 1998, eq. 16), bias zero"
+    gain: float = 1.0, # standard deviation of the output for an input of variance 1
+) -> nn.Conv2d: # bias zero, weights of variance gain^2 / (c_in kernel^2)
+    "A convolution that starts out keeping the scale of its input (LeCun et al. 1998, eq. 16)"
     layer = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2)
     nn.init.normal_(layer.weight, std=gain / (c_in * kernel**2) ** 0.5)
     nn.init.zeros_(layer.bias)
     return layer
 
-# %% ../nbs/01_layers.ipynb #21bef013
+# %% ../nbs/01_layers.ipynb #3a44120a
 def groups(
     c: int, # channels
     most: int = 32, # never more groups than this
-    fewest: int = 4, # channels in a group, at least
-) -> int: # largest divisor of `c` within both limits
-    "Number of groups for `nn.GroupNorm` at any width"
+    fewest: int = 4, # channels in a group, at least (all of them, if there are fewer)
+) -> int: # largest divisor of c within both limits
+    "Number of groups for GroupNorm at any width"
+    if c < 1: raise ValueError(f"groups: expected at least one channel, got {c}")
     return max(g for g in range(1, most + 1) if c % g == 0 and (g == 1 or c // g >= fewest))
 
-def norm(c: int) -> nn.GroupNorm:
-    "GroupNorm for `c` channels (Wu & He 2018)"
+
+def norm(
+    c: int, # channels
+) -> nn.GroupNorm: # (B,c,H,W) -> same shape, each group of each image with mean 0 and variance 1
+    "GroupNorm for any width (Wu & He 2018)"
     return nn.GroupNorm(groups(c), c)
 
-# %% ../nbs/01_layers.ipynb #d9537ecc
+# %% ../nbs/01_layers.ipynb #f1b288a1
 class ResBlock(nn.Module):
-    "x + conv(silu(norm(conv(silu(norm(x)))))), the pre-activation residual block (He et al. 2016, fig. 4e)"
+    "skip(x) + conv(silu(norm(conv(silu(norm(x)))))): the pre-activation block (He et al. 2016, fig. 4e)"
     def __init__(self,
                  c_in: int, # input channels
-                 c_out: int = None, # output channels, `c_in` if None
+                 c_out: int = None, # output channels, c_in if None
                  gain: float = 0.1): # scale of the second convolution at the start
         super().__init__()
         c_out = c_out or c_in
         self.norm1, self.conv1 = norm(c_in), conv(c_in, c_out)
         self.norm2, self.conv2 = norm(c_out), conv(c_out, c_out, gain=gain)
-        self.skip = nn.Identity() if c_in == c_out else conv(c_in, c_out, 1)
+        self.skip = nn.Identity() if c_in == c_out else conv(c_in, c_out, kernel=1)
 
-    def forward(self, x: Tensor) -> Tensor: # (B,c_in,H,W) -> (B,c_out,H,W)
+    def forward(self,
+                x: Tensor, # (B,c_in,H,W)
+                ) -> Tensor: # (B,c_out,H,W)
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
         return self.skip(x) + h
 
-# %% ../nbs/01_layers.ipynb #1f5dac87
+# %% ../nbs/01_layers.ipynb #1f5f1725
 class Down(nn.Module):
-    "Half the resolution: a 3x3 convolution with stride 2"
+    "Half the resolution: a 3 x 3 convolution of stride 2"
     def __init__(self,
                  c_in: int, # input channels
-                 c_out: int = None): # output channels, `c_in` if None
+                 c_out: int = None): # output channels, c_in if None
         super().__init__()
         self.conv = conv(c_in, c_out or c_in, stride=2)
 
-    def forward(self, x: Tensor) -> Tensor: # (B,c_in,H,W) -> (B,c_out,H/2,W/2)
+    def forward(self,
+                x: Tensor, # (B,c_in,H,W)
+                ) -> Tensor: # (B,c_out,H/2,W/2)
         return self.conv(x)
 
-# %% ../nbs/01_layers.ipynb #19326f8b
+# %% ../nbs/01_layers.ipynb #a66ae8aa
 class Up(nn.Module):
-    "Twice the resolution: repeat every pixel, then a 3x3 convolution (Odena et al. 2016)"
+    "Twice the resolution: repeat every pixel, then a 3 x 3 convolution (Odena et al. 2016)"
     def __init__(self,
                  c_in: int, # input channels
-                 c_out: int = None): # output channels, `c_in` if None
+                 c_out: int = None): # output channels, c_in if None
         super().__init__()
         self.conv = conv(c_in, c_out or c_in)
 
-    def forward(self, x: Tensor) -> Tensor: # (B,c_in,H,W) -> (B,c_out,2H,2W)
+    def forward(self,
+                x: Tensor, # (B,c_in,H,W)
+                ) -> Tensor: # (B,c_out,2H,2W)
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
-# %% ../nbs/01_layers.ipynb #563f6f50
+# %% ../nbs/01_layers.ipynb #9fdf49fe
 class Patch(nn.Module):
-    "Every `patch` x `patch` square of pixels becomes one position, then a 3x3 convolution"
+    "Fold every patch x patch square of pixels into the channels of one position, then a 3 x 3 convolution"
     def __init__(self,
                  c_in: int, # input channels
                  c_out: int, # output channels
@@ -91,21 +101,25 @@ class Patch(nn.Module):
         super().__init__()
         self.patch, self.conv = patch, conv(c_in * patch**2, c_out)
 
-    def forward(self, x: Tensor) -> Tensor: # (B,c_in,H,W) -> (B,c_out,H/patch,W/patch)
+    def forward(self,
+                x: Tensor, # (B,c_in,H,W)
+                ) -> Tensor: # (B,c_out,H/patch,W/patch)
         return self.conv(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
 
-# %% ../nbs/01_layers.ipynb #bd0dd3b2
+# %% ../nbs/01_layers.ipynb #bec5843a
 class Unpatch(nn.Module):
-    "The way back: a 3x3 convolution, then every position becomes a `patch` x `patch` square of pixels"
+    "The way back: a 3 x 3 convolution, then every position becomes a patch x patch square of pixels"
     def __init__(self,
                  c_in: int, # input channels
                  c_out: int, # output channels
                  patch: int = 1): # side of a square in pixels
         super().__init__()
         self.patch, self.conv = patch, conv(c_in, c_out * patch**2)
-        with torch.no_grad(): # all pixels of a square start with the same weights (Aitken et al. 2017)
-            self.conv.weight.copy_(self.conv.weight[::patch**2].repeat_interleave(patch**2, 0))
+        with torch.no_grad():  # all pixels of a square start with the same weights (Aitken et al. 2017)
+            self.conv.weight.copy_(self.conv.weight[::patch**2].repeat_interleave(patch**2, dim=0))
 
-    def forward(self, x: Tensor) -> Tensor: # (B,c_in,H,W) -> (B,c_out,H*patch,W*patch)
+    def forward(self,
+                x: Tensor, # (B,c_in,H,W)
+                ) -> Tensor: # (B,c_out,H*patch,W*patch)
         x = self.conv(x)
         return F.pixel_shuffle(x, self.patch) if self.patch > 1 else x
