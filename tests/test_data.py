@@ -188,8 +188,12 @@ def test_where_the_cache_goes(tmp_path, monkeypatch):
 def test_an_unwritable_cache_names_the_folder_and_the_remedy(tmp_path):
     source = folder_of(tmp_path / "pictures", 2)
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"cannot write the image cache in .*file.*VAE_NB_CACHE"):
-        load(source, size=8, cache=tmp_path / "file" / "cache", progress=quiet)
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / ".locks").write_text("")
+    for root in (tmp_path / "file" / "cache", tmp_path / "root"):
+        with pytest.raises(OSError, match=r"cannot write the image cache in .*(file/cache|root) .*VAE_NB_CACHE") as caught:
+            load(source, size=8, cache=root, progress=quiet)
+        assert str(caught.value).count("cannot write") == 1
 
 
 def test_too_little_room_is_seen_before_the_work(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Work that is done once: a folder that is either whole or not there
+"""Work that is done once: a folder that is either whole or not there, whoever was killed on the way
 
 Docs: https://vae-nb.github.io/vae_nb/cache.html.md"""
 
@@ -7,7 +7,7 @@ Docs: https://vae-nb.github.io/vae_nb/cache.html.md"""
 # %% auto #0
 __all__ = ['cache_root', 'writing', 'output', 'tell', 'Progress', 'digest', 'content_key', 'build_once']
 
-# %% ../nbs/00_cache.ipynb #b874772c
+# %% ../nbs/00_cache.ipynb #00143783
 import hashlib
 import os
 import shutil
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+# %% ../nbs/00_cache.ipynb #20963997
 try:
     import fcntl
 except ImportError:  # Windows has none: there a folder is built without a lock
@@ -58,7 +59,7 @@ def output(
         with writing(root):
             file.close()
 
-# %% ../nbs/00_cache.ipynb #c8e9c039
+# %% ../nbs/00_cache.ipynb #610dea28
 def tell(
     text: str,  # a line
 ):
@@ -72,9 +73,9 @@ class Progress:
         terminal = say is None and sys.stderr.isatty()
         self.what, self.total, self.unit, self.start = what, total, unit, time.monotonic()
         self.every, self.end = (1 if say else 0.2 if terminal else 10), "\r" if terminal else "\n"
-        self.say, self.last, self.shown = say or self._print, self.start, False
+        self.say, self.last, self.shown = say or self._print, self.start, None
 
-    def _print(self, text): print(text, end=self.end, file=sys.stderr, flush=True)
+    def _print(self, text): print(text.ljust(79), end=self.end, file=sys.stderr, flush=True)
 
     def __call__(self, done, force=False):
         now = time.monotonic()
@@ -82,16 +83,19 @@ class Progress:
             rate = done / max(now - self.start, 1e-9)
             of = f"/{self.total:,}" if self.total else ""
             self.say(f"{self.what}: {done:,}{of} {self.unit}, {rate:,.0f} {self.unit}/s")
-            self.last, self.shown = now, True
+            self.last, self.shown = now, done
 
     def close(self, done):
         "A last line, if there was a first"
-        if self.shown:
+        if self.shown is not None and (self.shown != done or self.end == "\r"):
             self.end = "\n"
             self(done, force=True)
 
-# %% ../nbs/00_cache.ipynb #6faf51ff
-def digest(*parts):
+# %% ../nbs/00_cache.ipynb #31ec4609
+def digest(
+    *parts,  # bytes, or anything with a telling `repr`
+) -> str:  # 32 hexadecimal digits
+    "A hash of several things, which keeps them apart"
     h = hashlib.blake2b(digest_size=16)
     for part in parts:
         data = part if isinstance(part, bytes) else repr(part).encode("utf-8", "surrogatepass")
@@ -117,6 +121,14 @@ def _stamp(path):
     except OSError:
         return ()
 
+# %% ../nbs/00_cache.ipynb #8fcd3a13
+def _write(path, text):
+    "Write a small file whole or not at all"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    part.write_text(text)
+    part.replace(path)
+
 
 def content_key(
     files: dict,  # name -> path
@@ -134,23 +146,17 @@ def content_key(
             _write(memo, key)
     return key
 
-
-def _write(path, text):
-    "Write a small file whole or not at all"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    part.write_text(text)
-    part.replace(path)
-
-# %% ../nbs/00_cache.ipynb #b9d04a81
+# %% ../nbs/00_cache.ipynb #48d935d2
 @contextmanager
 def _lock(path, say=None, wait=True):
     "Hold a lock that dies with its process; yields False where that is impossible, or taken and not to be waited for"
     if fcntl is None:
         yield False
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
+    with writing(path.parent.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a")
+    with file:
         held = False
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -163,6 +169,14 @@ def _lock(path, say=None, wait=True):
         yield held
 
 
+def _sweep(root):
+    "Remove what killed builds left: folders whose lock nobody holds"
+    for part in root.glob("*.partial-*"):
+        with _lock(root / ".locks" / part.name.split(".partial-")[0], wait=False) as dead:
+            if dead:
+                shutil.rmtree(part, ignore_errors=True)
+
+# %% ../nbs/00_cache.ipynb #8f4f4dab
 def _fsync(path):
     if fcntl:  # elsewhere a folder cannot be opened
         fd = os.open(path, os.O_RDONLY)
@@ -185,14 +199,6 @@ def _settle(part, target, complete):
     _fsync(target.parent)
 
 
-def _sweep(root):
-    "Remove what killed builds left: folders whose lock nobody holds"
-    for part in root.glob("*.partial-*"):
-        with _lock(root / ".locks" / part.name.split(".partial-")[0], wait=False) as dead:
-            if dead:
-                shutil.rmtree(part, ignore_errors=True)
-
-
 def build_once(
     target: Path,  # the folder to make
     build: Callable,  # function of a folder, which fills it
@@ -205,7 +211,7 @@ def build_once(
     root = target.parent
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
-        _sweep(root)
+    _sweep(root)
     with _lock(root / ".locks" / target.name, say):
         if not complete(target):
             part = root / f"{target.name}.partial-{os.getpid()}-{time.monotonic_ns()}"

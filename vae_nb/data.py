@@ -30,14 +30,14 @@ from .named_sets import NAMED
 from .pictures import SUFFIXES, decode, reason
 from .sources import Reader, read_array, read_folder, read_image, read_zip
 
-# %% ../nbs/00_data.ipynb #f9af685e
+# %% ../nbs/00_data.ipynb #ceda1d6c
 def to_float(
     x: Tensor,  # (...) uint8
 ) -> Tensor:  # (...) float32 in [-1,1]
     "Pixels as the model sees them"
     if x.dtype != torch.uint8:
         raise ValueError(f"to_float: expected uint8, got {x.dtype}")
-    return x.float() / 127.5 - 1
+    return x.float().div_(127.5).sub_(1)
 
 
 def to_uint8(
@@ -93,10 +93,7 @@ def _short(path):
         return str(Path("~") / Path(path).relative_to(Path.home()))
     return str(path)
 
-# %% ../nbs/00_data.ipynb #b4ff478c
-FORMAT = 1  # of the cache: a new number leaves old caches alone
-
-
+# %% ../nbs/00_data.ipynb #9154aa3d
 def _decoded(images, size, workers):
     "Decode in threads (Pillow frees the interpreter), in order, a few images ahead; yields (name, pixels or reason)"
     def work(name, read):
@@ -113,6 +110,9 @@ def _decoded(images, size, workers):
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
+
+# %% ../nbs/00_data.ipynb #812d7666
+FORMAT = 1  # of the cache: a new number leaves old caches alone
 
 
 def _pixels(reader, size, n, write, progress):
@@ -133,6 +133,13 @@ def _pixels(reader, size, n, write, progress):
     return names, skipped
 
 
+def _check_room(root, need):
+    free = shutil.disk_usage(root).free
+    if free < need:
+        with writing(root):
+            raise OSError(errno.ENOSPC, f"it needs {need / 1e9:.2f} GB and {free / 1e9:.2f} GB are free")
+
+# %% ../nbs/00_data.ipynb #3b524c63
 def _fill(folder, reader, size, n, say):
     "Build a cache in `folder`: images.u8 (M,3,S,S) and meta.json"
     total = min(n or reader.total, reader.total)
@@ -147,13 +154,6 @@ def _fill(folder, reader, size, n, say):
                 source=reader.source)
     with writing(folder.parent):
         (folder / "meta.json").write_text(json.dumps(meta))
-
-
-def _check_room(root, need):
-    free = shutil.disk_usage(root).free
-    if free < need:
-        with writing(root):
-            raise OSError(errno.ENOSPC, f"it needs {need / 1e9:.2f} GB and {free / 1e9:.2f} GB are free")
 
 
 def _nothing(reader, skipped):
@@ -257,7 +257,7 @@ def _unit(name):
     "A number in [0,1) that only the name decides"
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=6).digest(), "big") / 2**48
 
-# %% ../nbs/00_data.ipynb #0dbb6672
+# %% ../nbs/00_data.ipynb #141affe5
 def order(
     count: int,  # images
     epoch: int,
@@ -267,7 +267,7 @@ def order(
     g = torch.Generator().manual_seed(int(digest("order", seed, epoch)[:15], 16))
     return torch.randperm(count, generator=g), torch.rand(count, generator=g) < 0.5
 
-
+# %% ../nbs/00_data.ipynb #b9f1d0e5
 def batches(
     images: Tensor,  # (M,3,S,S) uint8
     index: LongTensor,  # (m,) which of them
@@ -295,8 +295,9 @@ def batches(
 
 
 def _batch(images, rows, flips, device):
-    "uint8 travels to the device, a quarter of the bytes; conversion and flips happen there"
-    x = to_float(images[rows].to(device))  # (B,3,S,S)
-    if flips is None:
-        return x
-    return torch.where(flips.to(device)[:, None, None, None], x.flip(3), x)
+    "Bytes travel to the device; flips and conversion happen there"
+    x = images[rows].to(device)  # (B,3,S,S) uint8
+    if flips is not None:
+        mirrored = flips.nonzero().flatten().to(device)
+        x[mirrored] = x[mirrored].flip(3)
+    return to_float(x)

@@ -1,4 +1,4 @@
-"""From a picture of any kind to a square of pixels
+"""From a picture of any kind to a square of pixels, and from a broken one to a sentence
 
 Docs: https://vae-nb.github.io/vae_nb/pictures.html.md"""
 
@@ -14,13 +14,6 @@ from functools import cache
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-
-# %% ../nbs/00_pictures.ipynb #f071dff3
-SUFFIXES = tuple(".png .apng .jpg .jpeg .jpe .jfif .mpo .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .jp2 .j2k "
-                 ".avif .heic .heif .jxl".split())
-MAX_PIXELS = 2**27  # a larger picture is refused before its pixels are decoded
-MAX_BYTES = 2**28  # and so is a packed file that unpacks to more than this
-_one_at_a_time = threading.Lock()
 
 # %% ../nbs/00_pictures.ipynb #d3d7ed21
 def _grey8(
@@ -57,7 +50,13 @@ def square(
     left, top = (w - side) // 2, (h - side) // 2
     return image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
 
-# %% ../nbs/00_pictures.ipynb #84b188cf
+# %% ../nbs/00_pictures.ipynb #97dbd3f2
+SUFFIXES = tuple(".png .apng .jpg .jpeg .jpe .jfif .mpo .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .jp2 .j2k "
+                 ".avif .heic .heif .jxl".split())
+MAX_PIXELS = 2**27  # a larger picture is refused before its pixels are decoded
+MAX_BYTES = 2**28  # and so is a packed file that unpacks to more than this
+
+
 @cache
 def _formats():
     "The Pillow formats behind `SUFFIXES`; others stay closed (EPS, for one, would start Ghostscript)"
@@ -74,6 +73,9 @@ def open_image(
     if w * h > MAX_PIXELS:
         raise ValueError(f"{w}x{h} pixels: refused as a decompression bomb (limit {MAX_PIXELS:,} pixels)")
     return image
+
+# %% ../nbs/00_pictures.ipynb #8920d4cb
+_one_at_a_time = threading.Lock()
 
 
 def _upright(image):
@@ -93,11 +95,11 @@ def decode(
     "One picture as pixels: upright, RGB, square"
     image.draft(None, (3 * size, 3 * size))  # lets a JPEG decode at 1/2, 1/4 or 1/8 where that is still ample
     big = image.width * image.height > MAX_PIXELS // 8
-    with _one_at_a_time if big else nullcontext():  # so that eight threads never hold eight giants
+    with _one_at_a_time if big else nullcontext():
         image = square(to_rgb(_upright(image)), size)
     return np.asarray(image).transpose(2, 0, 1)
 
-# %% ../nbs/00_pictures.ipynb #1f269de4
+# %% ../nbs/00_pictures.ipynb #6216f8cb
 def reason(
     error: Exception,  # what reading a picture raised
 ) -> str:  # one line for a person
@@ -106,5 +108,5 @@ def reason(
         return "not an image Pillow can read"
     if isinstance(error, Image.DecompressionBombError):
         return f"refused as a decompression bomb (limit {MAX_PIXELS:,} pixels)"
-    text = " ".join(str(error).split()).rstrip(".")
+    text = " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".")
     return text if text and isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {text}"
