@@ -54,7 +54,7 @@ def zip_of(path, files):
     return path
 
 
-def partials(root): return [p.name for p in root.glob("*.partial-*")]
+def partials(root): return [p.name for p in root.glob("*.vae_nb-partial-*")]
 
 
 def start(code, **kwargs):
@@ -78,7 +78,7 @@ def test_a_killed_build_leaves_nothing_behind(tmp_path):
     source, root = folder_of(tmp_path / "pictures", 400), tmp_path / "cache"
     child = start(SLOW.format(source=str(source), root=str(root)))
     deadline = time.time() + 30
-    while not any(p.stat().st_size > 20_000 for p in root.glob("*.partial-*/images.u8")):
+    while not any(p.stat().st_size > 20_000 for p in root.glob("*.vae_nb-partial-*/images.u8")):
         assert child.poll() is None and time.time() < deadline, child.communicate()
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
@@ -91,12 +91,13 @@ def test_a_killed_build_leaves_nothing_behind(tmp_path):
 
 def test_another_build_sweeps_what_a_killed_one_left_and_spares_a_live_one(tmp_path):
     root = tmp_path / "cache"
-    (root / "dead-1.partial-1-1").mkdir(parents=True)
-    (root / "live-1.partial-1-1").mkdir()
+    (root / "dead-1.vae_nb-partial-1-1").mkdir(parents=True)
+    (root / "live-1.vae_nb-partial-1-1").mkdir()
+    (root / "somebody's.partial-1").mkdir()
     with cache._lock(root / ".locks" / "live-1") as held:
         assert held
         load(folder_of(tmp_path / "pictures", 2), size=8, cache=root, progress=quiet)
-    assert partials(root) == ["live-1.partial-1-1"]
+    assert partials(root) == ["live-1.vae_nb-partial-1-1"] and (root / "somebody's.partial-1").exists()
 
 
 def test_two_processes_build_one_cache(tmp_path):

@@ -180,7 +180,7 @@ def _open_store(folder):
     skipped = [tuple(pair) for pair in meta["skipped"]]
     return ImageStore(images.view(m, 3, s, s), meta["names"], skipped, meta["source"], Counter(meta["other"]), folder)
 
-# %% ../nbs/00_data.ipynb #321cbbd9
+# %% ../nbs/00_data.ipynb #493ebd53
 def _scenes(n, size, seed):
     "The embedded scenes, rendered a chunk at a time"
     from vae_nb import scenes
@@ -209,6 +209,14 @@ def _reader(source, size, n, seed, root, say):
                      f"or one of {', '.join(['scenes', *NAMED])}")
 
 
+def _target(root, reader, size, n):
+    "The folder of a cache, called after the source, the size, and all the pixels depend on"
+    n = n if n and n < reader.total else None
+    key = digest(FORMAT, size, n, reader.settings, content_key(reader.files, root))
+    label = "".join(c if c.isalnum() else "-" for c in reader.source.split(" ")[0])[:40]
+    return root / f"{label}-{size}-{key[:16]}"
+
+
 def load(
     source: str | Path,  # "scenes", "emoji", "afhq", a folder, a .zip, .npz, .npy or image file
     size: int = 128,  # side of the images in pixels: the short side is resized to it, the rest cropped
@@ -223,10 +231,7 @@ def load(
             raise ValueError(f"{name}: expected a whole number above 0, got {value!r}")
     root, say = cache_root(cache), progress or tell
     reader = _reader(source, size, n, seed, root, progress)
-    n = n if n and n < reader.total else None
-    key = digest(FORMAT, size, n, reader.settings, content_key(reader.files, root))
-    label = "".join(c if c.isalnum() else "-" for c in reader.source.split(" ")[0])[:40]
-    target = root / f"{label}-{size}-{key[:16]}"
+    target = _target(root, reader, size, n)
     build_once(target, lambda folder: _fill(folder, reader, size, n, progress), progress, _meta)
     store = _open_store(target)
     if store.skipped:
