@@ -7,8 +7,9 @@ Docs: https://vae-nb.github.io/vae_nb/track.html.md"""
 # %% auto #0
 __all__ = ['PANELS', 'read_metrics', 'Metrics', 'NoWandb', 'start_wandb', 'Progress', 'Tracker']
 
-# %% ../nbs/07_track.ipynb #349e3b0c
+# %% ../nbs/07_track.ipynb #9b304fdd
 import json
+import secrets
 import sys
 import time
 from pathlib import Path
@@ -47,7 +48,7 @@ class Metrics:
     def log(self, row: dict):
         with open(self.path, "a") as file: file.write(json.dumps(row) + "\n")
 
-# %% ../nbs/07_track.ipynb #e3ae7693
+# %% ../nbs/07_track.ipynb #cd85992f
 class NoWandb:
     "Stands in for a W&B run that nobody wants."
     summary: dict = {}
@@ -67,7 +68,7 @@ def start_wandb(
     except ImportError as error: raise ImportError("W&B needs its package: pip install wandb (or wandb=disabled)") from error
     name = run / "wandb" / "id"
     name.parent.mkdir(parents=True, exist_ok=True)
-    if not name.exists(): name.write_text(wandb.util.generate_id())
+    if not name.exists(): name.write_text(secrets.token_hex(4))
     try:
         return wandb.init(project="vae_nb", name=run.name, id=name.read_text(), resume="allow", dir=str(run), mode=mode,
                           config=facts, settings=wandb.Settings(silent=True, console="off"))
