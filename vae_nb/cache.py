@@ -179,7 +179,7 @@ def _sweep(root):
             if dead:
                 shutil.rmtree(part, ignore_errors=True)
 
-# %% ../nbs/00_cache.ipynb #01becc42
+# %% ../nbs/00_cache.ipynb #cd42d79d
 def _fsync(path):
     if fcntl:  # elsewhere a folder cannot be opened
         fd = os.open(path, os.O_RDONLY)
@@ -193,11 +193,12 @@ def _settle(part, target, complete):
     "Flush a finished folder to the disk and give it its name"
     for path in [*part.iterdir(), part]:
         _fsync(path)
-    shutil.rmtree(target, ignore_errors=True)  # a damaged one
+    if target.exists() and not complete(target):
+        shutil.rmtree(target, ignore_errors=True)  # a damaged one
     try:
         part.rename(target)
     except OSError:
-        if not complete(target):  # else another process was faster, where there are no locks
+        if not complete(target):  # else another builder was faster, where there are no locks
             raise
     _fsync(target.parent)
 
