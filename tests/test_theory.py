@@ -1,0 +1,257 @@
+"The theory: every displayed equation is labelled and asserted by a cell, every formula parses, every exercise is solved."
+import ast
+import json
+import re
+import shutil
+import subprocess
+from collections import Counter
+
+import house
+import pytest
+from test_house import NBDEV, a_book, code_cells, source, statements
+
+BOOKS = {p.relative_to(house.ROOT / "nbs").as_posix(): json.loads(p.read_text(encoding="utf-8")) for p in house.notebooks()}
+THEORY = {name: book for name, book in BOOKS.items() if re.match(r"theory/(?!00)", name)}
+PAGES = {name: book for name, book in BOOKS.items() if name.startswith("theory/")}
+MATH = re.compile(r"(?<![\\$])\$\$(?P<displayed>.+?)\$\$(?:\s*\{#(?P<label>eq-[\w-]+)\})?"
+                  r"|(?<![\\$])\$(?P<inline>(?:[^\s$\\]|\\.)(?:(?:[^$\\]|\\.)*?(?:[^\s$\\]|\\.))?)\$(?![\d$])", re.S)
+
+
+# ---- equations and the cells that assert them; each rule takes a notebook and returns what is wrong with it
+
+
+def prose(text):
+    "Markdown without its code."
+    return re.sub(r"```.*?```|`[^`\n]+`", "`", text, flags=re.S)
+
+
+def labels(book):
+    "Labels of displayed equations, each with the number of its cell."
+    return [(m["label"], i) for i, cell in enumerate(book["cells"]) if cell["cell_type"] == "markdown"
+            for m in MATH.finditer(prose(source(cell))) if m["label"]]
+
+
+def checks(book):
+    "What cells say they check: label, number of the cell, and whether a test run asserts anything there."
+    run = {cell["id"]: runs(directives) and asserts(code) for cell, directives, code in code_cells(book)}
+    for i, cell in enumerate(book["cells"]):
+        for line in re.findall(r"# checks:(.*)$", source(cell), re.M) if cell["cell_type"] == "code" else []:
+            yield from ((label.strip(), i, run[cell["id"]]) for label in line.split(","))
+
+
+def runs(directives):
+    return not set(NBDEV["tst_flags"].split()) & set(directives) and directives.get("eval") != "false"
+
+
+def asserts(code):
+    "Is there an assert that is reached (it stands in no function) and can fail (it is about something computed)?"
+    nodes = list(statements(code))
+    for node in nodes:  # grows while we walk
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Lambda)): nodes.extend(ast.iter_child_nodes(node))
+    tests = [node.test for node in nodes if isinstance(node, ast.Assert)]
+    return any(isinstance(part, (ast.Name, ast.Call)) for test in tests for part in ast.walk(test))
+
+
+def equations_are_checked(book):
+    found, said = dict(labels(book)), list(checks(book))
+    for label, count in Counter(label for label, _ in labels(book)).items():
+        if count > 1: yield f"{label}: labels {count} equations"
+    for label, i in found.items():
+        if not any(label == l and j > i and good for l, j, good in said):
+            yield f"{label}: no cell after it says '# checks: {label}' and asserts it in a test run"
+    for label in {l for l, _, _ in said} - set(found):
+        yield f"'# checks: {label}': no equation of this notebook has that label"
+
+
+def displayed_equations_are_labelled(book):
+    for cell in book["cells"]:
+        for m in MATH.finditer(prose(source(cell)) if cell["cell_type"] == "markdown" else ""):
+            if m["displayed"] and not m["label"]: yield f"no label: $${m['displayed'].strip()[:60]} ..."
+
+
+def references_resolve(book, others=None):
+    "Quarto resolves @eq-x within a page; another page's equation is a link, [text](page.ipynb#eq-x)."
+    here = dict(labels(book))
+    for cell in book["cells"]:
+        text = prose(source(cell)) if cell["cell_type"] == "markdown" else ""
+        for label in re.findall(r"@(eq-[\w-]+)|\]\(#(eq-[\w-]+)\)", text):
+            if (label[0] or label[1]) not in here: yield f"@{label[0] or label[1]}: no equation of this notebook has that label"
+        for page, label in re.findall(r"\]\((?:[\w./-]*/)?([\w-]+\.ipynb)#(eq-[\w-]+)\)", text):
+            there = [b for name, b in (others or {}).items() if name.split("/")[-1] == page]
+            if not any(label in dict(labels(b)) for b in there): yield f"{page}#{label}: no such equation"
+
+
+def exercises_are_solved(book):
+    "After '## Predict, then run': three or more solutions that fold away, each with a cell that asserts it."
+    text, after = "", None
+    for cell in book["cells"]:
+        if cell["cell_type"] == "markdown": text += "\n" + source(cell)
+        elif asserts(house.without_directives(source(cell))[1]): text += "\n[asserts]"
+    _, _, after = text.partition("\n## Predict, then run")
+    if not after: yield "no part '## Predict, then run'"; return
+    folds = re.split(r"<details[^>]*>", after)[1:]
+    if len(folds) < 3: yield f"expected three or more folded solutions, found {len(folds)}"
+    for i, fold in enumerate(folds, 1):
+        if "Solution</summary>" not in fold or "</details>" not in fold: yield f"solution {i} does not fold: {fold[:40]!r}"
+        if "[asserts]" not in fold: yield f"solution {i}: no cell after it asserts it"
+
+
+COVERAGE = [equations_are_checked, references_resolve]
+RULES = [*COVERAGE, displayed_equations_are_labelled, exercises_are_solved]
+
+
+@pytest.mark.parametrize("name", BOOKS)
+def test_labelled_equations_are_asserted(name):
+    found = [*equations_are_checked(BOOKS[name]), *references_resolve(BOOKS[name], BOOKS)]
+    assert "\n".join(found) == ""
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_theory_labels_every_displayed_equation(name):
+    assert "\n".join(displayed_equations_are_labelled(PAGES[name])) == ""
+
+
+@pytest.mark.parametrize("name", THEORY)
+def test_theory_ends_with_exercises(name):
+    assert "\n".join(exercises_are_solved(THEORY[name])) == ""
+
+
+def test_labels_are_unique_and_many():
+    count = {name: len(labels(book)) for name, book in BOOKS.items()}
+    print("\n".join(f"{n:3} labelled equations in {name}" for name, n in count.items() if n))
+    owners = Counter(label for book in BOOKS.values() for label, _ in labels(book))
+    assert [label for label, n in owners.items() if n > 1] == []
+    assert sum(n for name, n in count.items() if name in THEORY) >= 60 and len(THEORY) == 6
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_check_can_be_removed(name):
+    book, found = PAGES[name], dict(labels(PAGES[name]))
+    for label in found:
+        rest = [cell for cell in book["cells"] if label not in [l for l, _, _ in checks(book | {"cells": [cell]})]]
+        complaints = "\n".join(equations_are_checked(book | {"cells": rest}))
+        assert f"{label}: no cell after it" in complaints
+
+
+# ---- the rules can fail
+
+EQUATION = ("markdown", "Then, by `$$`,\n\n$$\na = b\n$$ {#eq-a}\n\nand $$c$$ {#eq-c} follow; see @eq-a.")
+CHECK = ("code", "# checks: eq-a, eq-c\nfor a in b:\n    assert a == 1")
+EXERCISES = [("markdown", "## Predict, then run\nWhy?")] + 3 * [
+    ("markdown", "<details><summary>Solution</summary>\nSo.\n</details>"), ("code", "assert f(1) == 2")]
+GOOD = [EQUATION, CHECK, *EXERCISES]
+WRONG = {
+    "check removed": [EQUATION, *EXERCISES],
+    "label not named": [EQUATION, ("code", CHECK[1].replace(", eq-c", "")), *EXERCISES],
+    "no assert": [EQUATION, ("code", "# checks: eq-a, eq-c\na == b"), *EXERCISES],
+    "assert that cannot fail": [EQUATION, ("code", "# checks: eq-a, eq-c\nassert 1"), *EXERCISES],
+    "assert that is not reached": [EQUATION, ("code", "# checks: eq-a, eq-c\ndef f(): assert a == b"), *EXERCISES],
+    "check that is not run": [EQUATION, ("code", "#| slow\n" + CHECK[1]), *EXERCISES],
+    "check before the equation": [CHECK, EQUATION, *EXERCISES],
+    "check of nothing": [*GOOD, ("code", "# checks: eq-b\nassert a == b")],
+    "label twice": [("markdown", "$$a$$ {#eq-a}"), *GOOD],
+    "no label": [("markdown", "$$a$$"), *GOOD],
+    "reference to nothing": [("markdown", "as @eq-b says"), *GOOD],
+    "link to nothing": [("markdown", "as [there](../theory/01_elbo.ipynb#eq-nowhere) said"), *GOOD],
+    "no exercises": GOOD[:2],
+    "two exercises": GOOD[:-2],
+    "solution without a check": GOOD[:-1],
+    "solution that does not fold": [*GOOD[:-2], ("markdown", "<details><summary>So</summary></details>"), GOOD[-1]],
+}
+
+
+def found_in(cells):
+    book = a_book(*[(*cell[:2],) for cell in cells])
+    return [line for rule in RULES for line in rule(book)]
+
+
+def test_rules_pass_a_good_page():
+    assert found_in(GOOD) == []
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_rules_catch(name):
+    assert found_in(WRONG[name]) != []
+
+
+# ---- LaTeX
+
+NODE = """
+const katex = require("katex"), formulas = JSON.parse(require("fs").readFileSync(0)), wrong = [];
+for (const [place, tex, displayMode] of formulas)
+  try { katex.renderToString(tex, { displayMode, throwOnError: true, strict: "error" }) }
+  catch (error) { wrong.push(place + ": " + error.message) }
+console.log(JSON.stringify(wrong))
+"""
+OFFLINE = r"ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH|EHOSTUNREACH"
+
+
+def formulas(book):
+    "Every formula of a notebook's prose and captions: its cell, the LaTeX, and whether it is displayed."
+    for cell in book["cells"]:
+        text = prose(source(cell)) if cell["cell_type"] == "markdown" else \
+            "\n".join(house.without_directives(source(cell))[0].get(key, "") for key in ("fig-cap", "fig-alt"))
+        for m in MATH.finditer(text):
+            number = r"\tag{1}" if m["label"] else ""  # Quarto numbers a labelled equation in this way
+            yield cell["id"], (m["displayed"] or m["inline"]) + number, bool(m["displayed"])
+
+
+def stray_dollars(book):
+    for cell in book["cells"]:
+        text = MATH.sub("", prose(source(cell))) if cell["cell_type"] == "markdown" else ""
+        yield from (f"{cell['id']}: a $ that opens or closes nothing: {text[max(0, m.start() - 30):m.end() + 30]!r}"
+                    for m in re.finditer(r"(?<!\\)\$", text))
+
+
+def bars_in_tables(book):
+    "A | within a formula would end the cell of a table; \\mid and \\Vert do not."
+    for cell in book["cells"]:
+        for row in re.findall(r"^\|.*$", source(cell), re.M) if cell["cell_type"] == "markdown" else []:
+            yield from (f"{cell['id']}: | in a table: {m[0]}" for m in MATH.finditer(row) if "|" in m[0])
+
+
+@pytest.fixture(scope="session")
+def katex(pytestconfig):
+    "A function that returns what KaTeX, which draws the formulas of the site, objects to."
+    if not shutil.which("node") or not shutil.which("npm"): pytest.skip("needs node and npm")
+    folder = pytestconfig.cache.mkdir("katex")
+    if not (folder / "node_modules/katex/package.json").exists():
+        command = ["npm", "install", "--no-save", "--no-audit", "--no-fund", "--prefix", str(folder), "katex@^0.16.0"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+        if done.returncode and re.search(OFFLINE, done.stderr): pytest.skip("needs npm's registry, or its cache")
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    def objections(found):
+        done = subprocess.run(["node", "-e", NODE], cwd=folder, input=json.dumps(found), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return json.loads(done.stdout)
+    return objections
+
+
+def test_every_formula_parses(katex):
+    found = [(f"{name} cell {cell}", *rest) for name, book in BOOKS.items() for cell, *rest in formulas(book)]
+    print(len(found), "formulas")
+    assert len(found) >= 100 and "\n".join(katex(found)) == ""
+
+
+@pytest.mark.parametrize("name", BOOKS)
+def test_dollars_are_formulas(name):
+    assert [*stray_dollars(BOOKS[name]), *bars_in_tables(BOOKS[name])] == []
+
+
+@pytest.mark.parametrize("text", [r"$\nosuch$", r"$$\frac{a}{$$", r"$$a \tag{1}$$ {#eq-a}", r"$a – b$", r"$a_b_c$"])
+def test_katex_objects(text, katex):
+    assert len(katex(list(formulas(a_book(("markdown", text)))))) == 1
+
+
+@pytest.mark.parametrize("text", ["it is $ 5", "$a$ and $b", "| $a|b$ |"])
+def test_dollar_rules_catch(text):
+    book = a_book(("markdown", text))
+    assert len([*stray_dollars(book), *bars_in_tables(book)]) == 1
+
+
+def test_formulas_are_found():
+    text = "A $x$, $a\\$b$, 'five \\$ and six', `$no$`, ($p(x)$) and $\\mu$.\n\n$$\ny\n$$ {#eq-y}\n\n$$z$$"
+    cells = ("markdown", text), ("code", '#| fig-cap: "the $q$"\n#| fig-alt: "alt"\nf("$r$")')
+    assert [tex for _, tex, _ in formulas(a_book(*cells))] == \
+        ["x", "a\\$b", "p(x)", "\\mu", "\ny\n\\tag{1}", "z", "q"]
