@@ -57,7 +57,7 @@ def scene_factors(
     factors[:, 3] = (u[:, 3] * len(SHAPES)).floor()
     return factors.float()
 
-# %% ../nbs/00_scenes.ipynb #77b55ab0
+# %% ../nbs/00_scenes.ipynb #a6a2feb6
 def oklch(
     L: float,    # lightness in [0,1]
     C: float,    # chroma, 0 (grey) to about 0.2
@@ -71,8 +71,8 @@ def oklch(
     rgb = torch.stack([4.0767416621 * l - 3.3077115913 * m + .2309699292 * s,
                        -1.2684380046 * l + 2.6097574011 * m - .3413193965 * s,
                        -.0041960863 * l - .7034186147 * m + 1.7076147010 * s])
-    room = torch.minimum((grey - .02) / (grey - rgb.amin(0)), (1 - grey) / (rgb.amax(0) - grey))
-    return grey + (rgb - grey) * room.clamp(max=1)
+    space = torch.minimum((grey - .02) / (grey - rgb.amin(0)), (1 - grey) / (rgb.amax(0) - grey))
+    return grey + (rgb - grey) * space.clamp(max=1)
 
 def screen(light):
     "sRGB bytes for linear light: the standard curve, after a shoulder above 0.7."
@@ -118,9 +118,9 @@ def set_up(factors):
         eye / f[:, 4], -back, view * right, view * up, lamp / f[:, 4], 3.2 / f[None, :, 4],
         oklch(.80, .07, floor), oklch(.89, .06, wall), oklch(.69, .16, thing), key, sky)))
 
-# %% ../nbs/00_scenes.ipynb #4a041b1f
+# %% ../nbs/00_scenes.ipynb #0e62609e
 def lamp_light(stage, p, n):
-    "Unit directions (3,...) to the lamp, and its light (...) on surfaces at `p` facing `n`: 1 if facing it from the origin."
+    "Unit directions (3,...) to the lamp, and its light (...) on surfaces at `p` facing `n`: about 1 at the origin."
     way = stage.lamp - p; far = norm(*way); d = way / far
     cosine = dot(n, d)
     return d, .5 * (cosine + (cosine * cosine + .05).sqrt()) * dot(stage.lamp, stage.lamp) / (far * far)
