@@ -180,16 +180,17 @@ def _open_store(folder):
     skipped = [tuple(pair) for pair in meta["skipped"]]
     return ImageStore(images.view(m, 3, s, s), meta["names"], skipped, meta["source"], Counter(meta["other"]), folder)
 
-# %% ../nbs/00_data.ipynb #493ebd53
+# %% ../nbs/00_data.ipynb #8be8fcea
 def _scenes(n, size, seed):
     "The embedded scenes, rendered a chunk at a time"
-    from vae_nb import scenes
+    from vae_nb import scenes, shapes
     def images():
-        for start in range(0, n, 64):
-            index = torch.arange(start, min(start + 64, n))
+        for start in range(0, n, 512):
+            index = torch.arange(start, min(start + 512, n))
             for i, image in zip(index.tolist(), scenes.render(scenes.scene_factors(index, seed), size).numpy()):
                 yield f"scene_{i:06d}", lambda image=image: image
-    return Reader(f"scenes (seed {seed})", {"scenes": Path(scenes.__file__)}, images, n, settings=(seed, n))
+    code = {module.__name__: Path(module.__file__) for module in (scenes, shapes)}  # other code, other pictures
+    return Reader(f"scenes (seed {seed})", code, images, n, settings=(seed, n))
 
 
 def _reader(source, size, n, seed, root, say):
