@@ -7,8 +7,7 @@ Docs: https://vae-nb.github.io/vae_nb/layers.html.md"""
 # %% auto #0
 __all__ = ['conv', 'groups', 'norm', 'ResBlock', 'Down', 'Up', 'Patch', 'Unpatch']
 
-# %% ../nbs/01_layers.ipynb #df32ea39
-import torch
+# %% ../nbs/01_layers.ipynb #b670ded7
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -106,20 +105,21 @@ class Patch(nn.Module):
                 ) -> Tensor: # (B,c_out,H/patch,W/patch)
         return self.conv(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
 
-# %% ../nbs/01_layers.ipynb #bec5843a
+# %% ../nbs/01_layers.ipynb #80441b53
 class Unpatch(nn.Module):
-    "The way back: a 3 x 3 convolution, then every position becomes a patch x patch square of pixels"
+    "Every position becomes a patch x patch square of pixels: a smoothly enlarged base plus unfolded detail"
     def __init__(self,
                  c_in: int, # input channels
                  c_out: int, # output channels
-                 patch: int = 1): # side of a square in pixels
+                 patch: int = 1): # side of a square in pixels; 1 is a plain 3 x 3 convolution
         super().__init__()
-        self.patch, self.conv = patch, conv(c_in, c_out * patch**2)
-        with torch.no_grad():  # all pixels of a square start with the same weights (Aitken et al. 2017)
-            self.conv.weight.copy_(self.conv.weight[::patch**2].repeat_interleave(patch**2, dim=0))
+        self.patch, self.base = patch, conv(c_in, c_out)
+        self.detail = conv(c_in, c_out * patch**2, gain=0) if patch > 1 else None
 
     def forward(self,
                 x: Tensor, # (B,c_in,H,W)
                 ) -> Tensor: # (B,c_out,H*patch,W*patch)
-        x = self.conv(x)
-        return F.pixel_shuffle(x, self.patch) if self.patch > 1 else x
+        base = self.base(x)
+        if self.patch == 1: return base
+        base = F.interpolate(base, scale_factor=self.patch, mode="bilinear")
+        return base + F.pixel_shuffle(self.detail(x), self.patch)
