@@ -9,8 +9,9 @@ __all__ = ['MAY_CHANGE', 'with_config', 'plain_errors', 'check_run', 'make_objec
            'run_facts', 'Chores', 'vae_train', 'announce', 'finish', 'save_picture', 'read_images', 'vae_reconstruct',
            'vae_sample', 'vae_interpolate']
 
-# %% ../nbs/11_cli.ipynb #ae26a0c8
+# %% ../nbs/11_cli.ipynb #816e9234
 import json
+import os
 import shutil
 import signal
 import sys
@@ -174,7 +175,7 @@ class Chores:
         save_state(state, self.run / "checkpoint.safetensors")
         self.tracker.start_clock(state.step)
 
-# %% ../nbs/11_cli.ipynb #92518d8d
+# %% ../nbs/11_cli.ipynb #f5e3bc4a
 @call_parse(pos=["source"])
 @plain_errors
 @with_config
@@ -192,6 +193,7 @@ def vae_train(
     run = Path(out or f"runs/{Path(source).stem}-{recipe(**given).preset}")
     check_run(run, resume, overwrite)
 
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")   # before torch comes: threads that wait sleep instead of spinning
     from vae_nb.data import load, split
     from vae_nb.track import Progress, Tracker
     from vae_nb.train import fit, mean_image_psnr, steps_per_epoch
@@ -258,7 +260,7 @@ PSNR {summary['psnr_val']:.1f} dB (the mean training image has {summary['psnr_me
         print(f"  wandb/                         a W&B run; to upload it: wandb sync {run}/wandb/offline-run-*")
     print(f"\nNext: vae-sample {run} --n 64 --out samples.png\n      vae-train FOLDER_OF_IMAGES --out runs/mine")
 
-# %% ../nbs/11_cli.ipynb #08e02bac
+# %% ../nbs/11_cli.ipynb #af37b663
 def save_picture(picture, out: str):
     "Write a picture, and say where."
     Path(out).parent.mkdir(parents=True, exist_ok=True)
@@ -281,15 +283,19 @@ def vae_reconstruct(
     run: str,                         # run folder, or a model.safetensors
     *images: str,                     # image files, folders or archives
     out: str = "reconstructions.png", # picture to write
-    n: int = 64,                      # at most so many images
+    n: int = 64,                      # at most so many, evenly spread over what was given
     device: str = "auto",             # cuda, mps, cpu or auto
 ):
     "Draw images above their reconstructions."
-    if not images: raise ValueError("which images? Give image files, folders or archives")
+    if not images or n < 1: raise ValueError("which images? Give image files, folders or archives, and --n of at least 1")
+    import torch
+
     from vae_nb.explore import reconstruction_grid
     from vae_nb.train import load_model
     model = load_model(run, device)
-    save_picture(reconstruction_grid(model, read_images(images, model.size)[:n]), out)
+    x = read_images(images, model.size)
+    spread = torch.linspace(0, len(x) - 1, min(n, len(x))).long()
+    save_picture(reconstruction_grid(model, x[spread]), out)
 
 
 @call_parse
