@@ -243,14 +243,14 @@ def fitted(
     "The same kind of latent for images of another size"
     return latent if isinstance(latent, int) else [latent[0]] + [side * size // made_for for side in latent[1:]]
 
-# %% ../nbs/02_vae.ipynb #43dd46cf
+# %% ../nbs/02_vae.ipynb #7621c637
 PRESETS = {  # name: the arguments of VAE
     "reference": dict(size=128, widths=[64, 64, 128, 256], latent=[8, 16, 16], blocks=2, stem=1, mid=2, mirror=False),
-    "default": dict(size=128, widths=[128, 256], latent=[8, 16, 16], blocks=[1, 3], stem=4, mid=2, mirror=True),
-    "demo": dict(size=64, widths=[96, 192], latent=128, blocks=[1, 1], stem=4, mid=1, mirror=True),
+    "default": dict(size=128, widths=[272], latent=[8, 16, 16], blocks=2, stem=8, mid=2, mirror=True),
+    "demo": dict(size=64, widths=[128, 256], latent=128, blocks=1, stem=8, mid=0, mirror=True),
 }
 
-# %% ../nbs/02_vae.ipynb #c997b410
+# %% ../nbs/02_vae.ipynb #6bb128d0
 def costs(
     model: VAE, # on any device
 ) -> list: # a dictionary for each level: part, side, width, blocks, parameters, flop (one image, forward)
@@ -264,8 +264,10 @@ def costs(
         row = rows.setdefault((part, side), dict(part=part, side=side, width=0, blocks=0, parameters=0, flop=0))
         row["parameters"] += own
         if isinstance(module, (nn.Conv2d, nn.Linear)): row["flop"] += 2 * module.weight.numel() * side**2
-        if isinstance(module, ResBlock): row["blocks"] += 1
-        if isinstance(module, ResBlock) or not row["blocks"]: row["width"] = max(row["width"], out.shape[1])
+        if isinstance(module, ResBlock):  # the widest block of a level; elsewhere, the widest layer
+            row["width"] = max(out.shape[1], row["width"] if row["blocks"] else 0)
+            row["blocks"] += 1
+        elif not row["blocks"]: row["width"] = max(out.shape[1], row["width"])
 
     hooks = [m.register_forward_hook(partial(count, part)) for part, child in model.named_children() for m in child.modules()]
     with torch.no_grad(): model(torch.zeros(1, 3, model.size, model.size, device=next(model.parameters()).device))
