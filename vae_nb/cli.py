@@ -175,7 +175,7 @@ class Chores:
         save_state(state, self.run / "checkpoint.safetensors")
         self.tracker.start_clock(state.step)
 
-# %% ../nbs/11_cli.ipynb #f5e3bc4a
+# %% ../nbs/11_cli.ipynb #b76024af
 @call_parse(pos=["source"])
 @plain_errors
 @with_config
@@ -193,7 +193,7 @@ def vae_train(
     run = Path(out or f"runs/{Path(source).stem}-{recipe(**given).preset}")
     check_run(run, resume, overwrite)
 
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")   # before torch comes: threads that wait sleep instead of spinning
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")   # read when torch is imported, which happens in the next lines
     from vae_nb.data import load, split
     from vae_nb.track import Progress, Tracker
     from vae_nb.train import fit, mean_image_psnr, steps_per_epoch

@@ -68,11 +68,11 @@ def parse_latent(
         raise ValueError(f"latent: expected a number (256) or channels x height x width (8x16x16), got {text!r}")
     return None if not numbers else numbers[0] if len(numbers) == 1 else numbers
 
-# %% ../nbs/06_config.ipynb #70012fb7
+# %% ../nbs/06_config.ipynb #b0f3b6be
 RECIPES = dict(
     default={}, reference={},
-    demo=dict(size=64, images=6000, epochs=4, batch_size=32, lr=2e-3, warmup=50, ema=0.99, lpips="squeeze",
-              log_every=5, picture_every=200, checkpoint_every=200))
+    demo=dict(size=64, images=8000, epochs=5, batch_size=16, lr=2e-3, warmup=100, ema=0.995, lpips="squeeze",
+              log_every=10))
 
 
 def recipe(

@@ -72,7 +72,7 @@ def autocast(
     "Run convolutions and matrix products in bf16 where that is wanted."
     return torch.autocast(device.type, torch.bfloat16) if uses_bf16(device, precision) else nullcontext()
 
-# %% ../nbs/06_train.ipynb #b9748c24
+# %% ../nbs/06_train.ipynb #57d981f6
 @dataclass
 class State:
     "All that changes during a run. Save it, and the run can go on as if nothing had happened."
@@ -92,11 +92,13 @@ def new_state(
     "A model with fresh weights, its average and its optimiser, on the configured device."
     torch.manual_seed(config.seed)
     model = VAE.preset(config.preset, size=config.size, latent=parse_latent(config.latent))
-    model = model.to(pick_device(config.device), memory_format=torch.channels_last)
+    device = pick_device(config.device)
+    model = model.to(device, memory_format=torch.channels_last)
     weights = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]  # biases and norms: nothing to decay
     optimizer = torch.optim.AdamW([dict(params=weights, weight_decay=config.weight_decay),
-                                   dict(params=others, weight_decay=0.0)], lr=config.lr)
+                                   dict(params=others, weight_decay=0.0)], lr=config.lr,
+                                  fused=device.type in ("cuda", "cpu"))
     return State(config, model, copy.deepcopy(model).requires_grad_(False).eval(), optimizer)
 
 # %% ../nbs/06_train.ipynb #3d47a297
