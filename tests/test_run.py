@@ -175,7 +175,8 @@ def test_missing_packages_say_what_to_install(tmp_path):
             "for options in (dict(wandb='offline', lpips='none'), dict(wandb='disabled', lpips='alex')):\n"
             f"    try: vae_train('scenes', out={str(tmp_path / 'b')!r}, overwrite=True, **options, **kind)\n"
             "    except Exception as error: print('SAID', error)\n")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          env=dict(os.environ, OMP_NUM_THREADS="1"))
     said = [line for line in done.stdout.splitlines() if line.startswith("SAID")]
     assert done.returncode == 0 and len(said) == 2, done.stdout + done.stderr
     assert "pip install wandb" in said[0] and "pip install lpips" in said[1]
@@ -187,6 +188,7 @@ def test_the_script_in_the_readme_runs(root, tmp_path):
     code, = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     assert code.count("n=2000") == code.count("epochs=2") == 1
     code = code.replace("n=2000", "n=80").replace("epochs=2", "epochs=1, log_every=1")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+                          env=dict(os.environ, OMP_NUM_THREADS="1"))
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "samples.png").width > 400 and load_model(tmp_path / "model.safetensors", "cpu").D

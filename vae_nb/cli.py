@@ -9,7 +9,7 @@ __all__ = ['MAY_CHANGE', 'with_config', 'plain_errors', 'check_run', 'make_objec
            'run_facts', 'Chores', 'vae_train', 'announce', 'finish', 'save_picture', 'read_images', 'vae_reconstruct',
            'vae_sample', 'vae_interpolate']
 
-# %% ../nbs/11_cli.ipynb #816e9234
+# %% ../nbs/11_cli.ipynb #035bf3e3
 import json
 import os
 import shutil
@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from dataclasses import asdict, fields
 from functools import wraps
 from inspect import Parameter, signature
@@ -55,7 +56,7 @@ def plain_errors(func):
             raise CliError(f"{func.__name__.replace('_', '-')}: {error}") from error
     return wrapped
 
-# %% ../nbs/11_cli.ipynb #c337190c
+# %% ../nbs/11_cli.ipynb #29f8adb1
 def check_run(
     run: Path,
     resume: bool,     # go on with what is there
@@ -84,7 +85,11 @@ def make_objective(config: Config):
     if net == "auto":
         net = "alex" if find_spec("lpips") else "none"
         if net == "none": print("LPIPS: pip install lpips to train with this term; going on without it", file=sys.stderr)
-    return Objective(config.beta, None if net == "none" else LPIPS(net, config.trunk), config.lpips_weight)
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        lpips = None if net == "none" else LPIPS(net, config.trunk)
+    for note in notes: print(f"note   {note.message}", file=sys.stderr)
+    return Objective(config.beta, lpips, config.lpips_weight)
 
 # %% ../nbs/11_cli.ipynb #7eace3ad
 class Interrupted(Exception):

@@ -68,10 +68,10 @@ def parse_latent(
         raise ValueError(f"latent: expected a number (256) or channels x height x width (8x16x16), got {text!r}")
     return None if not numbers else numbers[0] if len(numbers) == 1 else numbers
 
-# %% ../nbs/06_config.ipynb #b0f3b6be
+# %% ../nbs/06_config.ipynb #d929c0b4
 RECIPES = dict(
     default={}, reference={},
-    demo=dict(size=64, images=8000, epochs=5, batch_size=16, lr=2e-3, warmup=100, ema=0.995, lpips="squeeze",
+    demo=dict(size=64, images=10000, epochs=6, batch_size=16, lr=2e-3, warmup=100, ema=0.995, lpips="none",
               log_every=10))
 
 

@@ -243,11 +243,11 @@ def fitted(
     "The same kind of latent for images of another size"
     return latent if isinstance(latent, int) else [latent[0]] + [side * size // made_for for side in latent[1:]]
 
-# %% ../nbs/02_vae.ipynb #7621c637
+# %% ../nbs/02_vae.ipynb #8d3e7fa6
 PRESETS = {  # name: the arguments of VAE
     "reference": dict(size=128, widths=[64, 64, 128, 256], latent=[8, 16, 16], blocks=2, stem=1, mid=2, mirror=False),
     "default": dict(size=128, widths=[272], latent=[8, 16, 16], blocks=2, stem=8, mid=2, mirror=True),
-    "demo": dict(size=64, widths=[128, 256], latent=128, blocks=1, stem=8, mid=0, mirror=True),
+    "demo": dict(size=64, widths=[128, 256], latent=64, blocks=1, stem=8, mid=0, mirror=True),
 }
 
 # %% ../nbs/02_vae.ipynb #6bb128d0
