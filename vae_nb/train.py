@@ -195,7 +195,7 @@ def fit(
             for hook in hooks: hook(state, terms)
     return state
 
-# %% ../nbs/06_train.ipynb #d577efea
+# %% ../nbs/06_train.ipynb #223212cf
 FORMAT = "vae_nb checkpoint 1"
 
 
@@ -240,10 +240,10 @@ def load_state(
     part = lambda prefix: {name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)}
     state.model.load_state_dict(part("model."))
     state.ema.load_state_dict(part("ema."))
-    slots = {}
+    slots, weights = {}, [p for group in state.optimizer.param_groups for p in group["params"]]
     for name, value in part("optimizer.").items():
-        i, key = name.split(".")
-        slots.setdefault(int(i), {})[key] = value
+        i, key = name.split(".")   # each moment laid out in memory like its weight: the fused AdamW walks both in step
+        slots.setdefault(int(i), {})[key] = torch.empty_like(weights[int(i)]).copy_(value) if value.ndim else value
     state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": slots})
     state.step = int(header["step"])
     return state
