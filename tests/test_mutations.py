@@ -3,13 +3,17 @@
     python tests/test_mutations.py nbs/theory/06_collapse.ipynb      # one line for each error checked by that notebook
 """
 import ast
+import contextlib
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -99,7 +103,8 @@ def try_all(path):
     mine = [m for m in MUTATIONS if CHECKER[m["label"]][0] == path]
     todo = [(m, CHECKER[m["label"]][1], *planted(m["where"], m["old"], m["new"], sources)) for m in mine]
     keep = {last: needed(sources, last) for _, last, _, _ in todo}
-    def execute(i, source): exec(compile(source, f"{path}, code cell {i}", "exec"), space)
+    def execute(i, source):
+        with contextlib.redirect_stdout(io.StringIO()): exec(compile(source, f"{path}, code cell {i}", "exec"), space)
 
     def mutated(where, last, start, source):
         if start < 0: replace_module(where, source)
@@ -120,10 +125,11 @@ def main(path):
     sys.path.insert(0, str(ROOT))
     import torch
     torch.set_num_threads(1)  # threads do not survive a fork
-    caught = []
+    caught, before = [], time.perf_counter()
     for mutation, said in try_all(path):
         caught.append(said.startswith("caught"))
-        print(f"{said:24} {mutation['label']}: {mutation['what']}", flush=True)
+        print(f"{time.perf_counter() - before:4.1f} s  {said:24} {mutation['label']}: {mutation['what']}", flush=True)
+        before = time.perf_counter()
     print(f"{sum(caught)} of {len(caught)} caught")
     sys.exit(not all(caught))
 
@@ -132,10 +138,17 @@ def test_there_are_many_and_no_two_the_same():
     assert len({(m["where"], m["old"], m["new"]) for m in MUTATIONS}) == len(MUTATIONS) >= 40
 
 
+@pytest.fixture(scope="module")
+def runs():
+    "One process a notebook, as many at a time as there are cores: the output and exit status of each."
+    paths = sorted({CHECKER[m["label"]][0] for m in MUTATIONS})
+    def run(path): return subprocess.run([sys.executable, __file__, path], capture_output=True, text=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool: return dict(zip(paths, pool.map(run, paths)))
+
+
 @pytest.mark.parametrize("path", sorted({CHECKER[m["label"]][0] for m in MUTATIONS}))
-def test_planted_errors_are_caught(path):
-    done = subprocess.run([sys.executable, __file__, path], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+def test_planted_errors_are_caught(path, runs):
+    assert runs[path].returncode == 0, runs[path].stdout + runs[path].stderr[-3000:]
 
 
 if __name__ == "__main__": main(*sys.argv[1:])
