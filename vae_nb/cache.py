@@ -91,7 +91,7 @@ class Progress:
             self.end = "\n"
             self(done, force=True)
 
-# %% ../nbs/00_cache.ipynb #31ec4609
+# %% ../nbs/00_cache.ipynb #173d2e3e
 def digest(
     *parts,  # bytes, or anything with a telling `repr`
 ) -> str:  # 32 hexadecimal digits
@@ -106,11 +106,13 @@ def digest(
 def _file_digest(path):
     "Digest of a file's bytes; what cannot be read has none, and is reported when it is decoded"
     h = hashlib.blake2b(digest_size=16)
-    with suppress(OSError):
+    try:
         if path.is_file():
             with open(path, "rb") as file:
                 for block in iter(lambda: file.read(2**20), b""):
                     h.update(block)
+    except OSError:
+        return None
     return h.hexdigest()
 
 
@@ -121,7 +123,7 @@ def _stamp(path):
     except OSError:
         return ()
 
-# %% ../nbs/00_cache.ipynb #8fcd3a13
+# %% ../nbs/00_cache.ipynb #86a5d7cc
 def _write(path, text):
     "Write a small file whole or not at all"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,9 +141,11 @@ def content_key(
     memo = root / ".digests" / digest(*sorted(stamps.items()))
     with suppress(OSError):
         return memo.read_text()
-    key = digest(*((name, _file_digest(path)) for name, path in sorted(files.items())))
+    digests = {name: _file_digest(path) for name, path in files.items()}
+    key = digest(*sorted(digests.items()))
     newest = max((max(s[3:]) for s in stamps.values() if s), default=0)
-    if newest < time.time_ns() - 2 * 10**9:  # a file changed this instant could change again and show the same times
+    # a file changed this instant could change again and show the same times; one that can't be read now may be, next time
+    if newest < time.time_ns() - 2 * 10**9 and None not in digests.values():
         with suppress(OSError):
             _write(memo, key)
     return key

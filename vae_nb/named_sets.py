@@ -70,7 +70,7 @@ def digest_of(
         h.update(f"{name} {len(data)} ".encode() + data)
     return h.hexdigest()
 
-# %% ../nbs/00_named_sets.ipynb #8e145292
+# %% ../nbs/00_named_sets.ipynb #30c37939
 @dataclass(frozen=True)
 class ZipSet:
     "The pictures in one folder of a zip archive on the web, known by their digest"
@@ -85,7 +85,7 @@ class ZipSet:
         with zipfile.ZipFile(path) as archive:
             members = {PurePosixPath(i.filename): i for i in archive.infolist() if i.filename.endswith(".png")}
             return {p.name: archive.read(i) for p, i in members.items() if i.file_size < MAX_BYTES
-                    and (p.parent.as_posix().endswith("/" + self.folder) or p.parent == PurePosixPath("."))}
+                    and (("/" + p.parent.as_posix()).endswith("/" + self.folder) or p.parent == PurePosixPath("."))}
 
     def _verified(self, name, path, url):
         try:

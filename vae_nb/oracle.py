@@ -111,7 +111,7 @@ def optimal_q(self: LinearVAE,
     mu = torch.linalg.solve(P, (self.centered(x) @ self.W).T).T / (beta * self.sigma ** 2)
     return mu, -P.diagonal().log().expand_as(mu)
 
-# %% ../nbs/05_oracle.ipynb #a69fe395
+# %% ../nbs/05_oracle.ipynb #5cd10c22
 @patch(cls_method=True)
 def fit(cls: LinearVAE,
     x: Tensor,             # (M,N) data
@@ -127,6 +127,9 @@ def fit(cls: LinearVAE,
     eigenvalues, k = singular ** 2 / M, 0                                            # of the covariance, falling
     left_out = lambda k: eigenvalues[k:].sum() / (N - beta * k)
     while k < D and not collapses(eigenvalues[k], left_out(k).sqrt(), beta): k += 1
+    if sigma is None and not left_out(k) > 1e-12 * eigenvalues.sum():
+        raise ValueError(f"fit: x does not vary beyond its first {k} principal axes, so the best sigma is 0 and log p has no "
+                         "maximum; give a sigma, or a smaller D")
     sigma = torch.as_tensor(left_out(k).sqrt() if sigma is None else sigma)
     return cls(vectors[:D].T * (eigenvalues[:D] - beta * sigma ** 2).clamp(min=0).sqrt(), mean, sigma)
 

@@ -15,16 +15,17 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# %% ../nbs/00_pictures.ipynb #d3d7ed21
+# %% ../nbs/00_pictures.ipynb #3278b21f
 def _grey8(
     image: Image.Image,  # mode I;16, I or F
 ) -> Image.Image:  # mode L
-    "Scale 16-bit grey (0..65535) and float grey (0..1) to 8 bits; refuse what has no known white"
+    "Scale 16-bit grey (0..65535) and float grey (0..1 or 0..255) to 8 bits; refuse what has no known white"
     x = np.asarray(image).astype(np.float64)
-    if not np.isfinite(x).all() or x.min() < 0 or x.max() > 65535:
-        raise ValueError(f"grey values from {x.min():g} to {x.max():g}: expected 0..1 (float) or 0..65535 (16 bit)")
-    floats = image.mode == "F" and x.max() <= 255
-    white = (1 if x.max() <= 1 else 255) if floats else 65535
+    top = x.max()
+    white = 65535 if image.mode != "F" else 1 if top <= 1 else 255
+    unclear = 1 < top < 2 if image.mode == "F" else image.mode == "I" and 0 < top <= 255
+    if not np.isfinite(x).all() or x.min() < 0 or top > white or unclear:
+        raise ValueError(f"grey values from {x.min():g} to {top:g}: expected 0..1 or 0..255 (float), or 0..65535 (16 bit)")
     return Image.fromarray(np.round(x * (255 / white)).astype(np.uint8))
 
 

@@ -57,13 +57,14 @@ def scene_factors(
     factors[:, 3] = (u[:, 3] * len(SHAPES)).floor()
     return factors.float()
 
-# %% ../nbs/00_scenes.ipynb #a6a2feb6
+# %% ../nbs/00_scenes.ipynb #77e26e53
 def oklch(
-    L: float,    # lightness in [0,1]
+    L: float,    # lightness in [0.28,1]
     C: float,    # chroma, 0 (grey) to about 0.2
     hue: Tensor, # (M,) radians
 ) -> Tensor:     # (3,M) linear light: red, green, blue in [0.02,1]
     "Colours of equal lightness, as colourful as `C` or as a screen allows. Ottosson 2020, OKLab."
+    if not .28 <= L <= 1 or C < 0: raise ValueError(f"oklch: expected L in [0.28,1] and C >= 0, got L={L:g}, C={C:g}")
     a, b, grey = C * hue.cos(), C * hue.sin(), L**3
     l = (L + .3963377774 * a + .2158037573 * b) ** 3
     m = (L - .1055613458 * a - .0638541728 * b) ** 3
@@ -71,7 +72,8 @@ def oklch(
     rgb = torch.stack([4.0767416621 * l - 3.3077115913 * m + .2309699292 * s,
                        -1.2684380046 * l + 2.6097574011 * m - .3413193965 * s,
                        -.0041960863 * l - .7034186147 * m + 1.7076147010 * s])
-    space = torch.minimum((grey - .02) / (grey - rgb.amin(0)), (1 - grey) / (rgb.amax(0) - grey))
+    low, high = (v.clamp(min=1e-9) for v in (grey - rgb.amin(0), rgb.amax(0) - grey))
+    space = torch.minimum((grey - .02) / low, (1 - grey) / high)
     return grey + (rgb - grey) * space.clamp(max=1)
 
 def screen(light):

@@ -59,7 +59,7 @@ SDF = dict(sphere=sphere, cube=cube, cylinder=cylinder, cone=cone, torus=torus, 
 # %% ../nbs/00_shapes.ipynb #1c695d51
 CENTRE, BALL = .7, 1.02  # every shape lies inside the ball of this radius around (0, CENTRE, 0)
 
-# %% ../nbs/00_shapes.ipynb #39439650
+# %% ../nbs/00_shapes.ipynb #5c309e4b
 def where(mask):
     "Positions at which `mask`, flattened, holds."
     return mask.flatten().nonzero()[:, 0]
@@ -80,7 +80,8 @@ def trace(
 ) -> Tensor:               # (R,) distances to the object, infinite for rays that miss it
     "Sphere tracing (Hart 1996), in secant steps unless `careful`; rays that are done leave the batch."
     (t, far), out, live = chord(o, d, BALL), torch.full_like(d[0], math.inf), torch.arange(d.shape[1])
-    h = step = sdf(*(o + t * d))
+    t = t.clamp(min=0)                       # what lies behind the eye is not seen
+    h = step = sdf(*(o + t * d)).clamp(min=0)
     for k in range(256):
         t = t + step
         last, h = h, sdf(*(o + t * d))

@@ -125,7 +125,7 @@ def read_zip(
         return ((name, partial(_open_member, archive, lock, name)) for name in names)
     return Reader(path.name, {path.name: path}, images, len(names), other=other)
 
-# %% ../nbs/00_sources.ipynb #7cd23cce
+# %% ../nbs/00_sources.ipynb #bc1cf192
 PREFERRED = "train_images", "images", "x_train", "x", "arr_0"  # in a .npz, the first of these that is there
 
 
@@ -145,14 +145,16 @@ def _layout(shape):
     "How the axes of an array are read, or a ValueError that says what to do"
     if 0 in shape or np.prod(shape[1:], dtype=object) > 4 * MAX_PIXELS:
         raise ValueError(f"shape {shape} holds no image, or images of more than {MAX_PIXELS:,} pixels")
-    if len(shape) == 3 and shape[0] > 1:
+    one = len(shape) == 3 and shape[2] in (1, 3, 4)  # a single picture in colour, not many grey strips
+    if len(shape) == 3 and shape[0] > 1 and not one:
         return "M,H,W"
     if len(shape) == 4 and shape[3] in (1, 3, 4):
         return "M,H,W,C"
     if len(shape) == 4 and shape[1] in (1, 3):
         return "M,C,H,W"
-    flat = shape if len(shape) == 2 else shape[1:] if len(shape) == 3 else None
+    flat = shape if len(shape) == 2 else shape[1:] if len(shape) == 3 and not one else None
     hint = "; {0} flat images of {1} values? Then reshape({0}, H, W) with H*W = {1}".format(*flat) if flat else ""
+    hint = "; one picture? Then save x[None]" if one else hint
     raise ValueError(f"shape {shape}, expected (M,H,W), (M,H,W,1|3|4) or (M,1|3,H,W){hint}")
 
 # %% ../nbs/00_sources.ipynb #2a80f2c1

@@ -33,7 +33,7 @@ def use_style():
     notebook = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if notebook: notebook.display_formatter.formatters["image/jpeg"].enabled = False  # one copy of a picture is enough
 
-# %% ../nbs/theory/00_notation.ipynb #d7161703
+# %% ../nbs/theory/00_notation.ipynb #f4dab35f
 def grid(
     images: torch.Tensor, # (M,3,H,W) or (M,1,H,W): uint8 in [0,255], or float in [-1,1] (values outside are clipped)
     columns: int = 8,     # images in a row
@@ -42,9 +42,12 @@ def grid(
     "Lay images out in rows on a white card."
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
         raise ValueError(f"grid: expected images (M,3,H,W) or (M,1,H,W) with M >= 1, got {tuple(images.shape)}")
+    if not (images.dtype == torch.uint8 or images.is_floating_point()):
+        raise ValueError(f"grid: expected uint8 or float images, got {images.dtype}")
     images = images.detach().cpu()
     pixels = images / 255 if images.dtype == torch.uint8 else images.float().clamp(-1, 1) / 2 + 0.5
-    wall = make_grid(pixels, nrow=columns, padding=pad, pad_value=1.0)  # (3, rows*(H+pad)+pad, columns*(W+pad)+pad)
+    if len(pixels) > 1: wall = make_grid(pixels, nrow=columns, padding=pad, pad_value=1.0)
+    else: wall = torch.nn.functional.pad(pixels[0].expand(3, -1, -1), [pad] * 4, value=1.0)  # make_grid leaves out its card
     return Image.fromarray(np.uint8(wall.permute(1, 2, 0).numpy() * 255 + 0.5))
 
 # %% ../nbs/theory/00_notation.ipynb #78b83f2b
