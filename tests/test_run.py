@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from vae_nb.checkpoint import load_model, load_state
 from vae_nb.track import read_metrics
-from vae_nb.train import load_model, load_state
 
 QUICK = ["--preset", "demo", "--size", "32", "--latent", "16", "--images", "120", "--batch-size", "16", "--lpips", "none",
          "--device", "cpu", "--log-every", "1", "--val-fraction", "0.2"]

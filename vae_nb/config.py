@@ -10,7 +10,7 @@ __all__ = ['CHOICES', 'RECIPES', 'Config', 'parse_latent', 'recipe']
 # %% ../nbs/06_config.ipynb #f3e55d4f
 from dataclasses import dataclass
 
-# %% ../nbs/06_config.ipynb #e8f51d86
+# %% ../nbs/06_config.ipynb #41f752b6
 @dataclass
 class Config:
     "Everything that decides a run (but its data)."
@@ -20,7 +20,8 @@ class Config:
     images: int = 0              # use so many images of the source; 0: all of them (scenes: 15,000)
     val_fraction: float = 0.05   # share of the images held out, chosen by a hash of their names
     epochs: int = 100            # passes over the training images
-    batch_size: int = 32         # images a step
+    batch_size: int = 32         # images a step, over all processes
+    accumulate: int = 1          # parts a batch is computed in, one after the other: same gradients, less memory
     lr: float = 1e-4             # peak learning rate of AdamW
     warmup: int = 200            # steps in which the learning rate climbs to its peak
     weight_decay: float = 0.01   # AdamW's, applied to weights of convolutions and linear layers
@@ -34,28 +35,34 @@ class Config:
     seed: int = 0                # decides initial weights, order, flips and noise
     device: str = "auto"         # cuda, mps or cpu; auto: the first of these that is there
     precision: str = "auto"      # bf16 (autocast) or fp32; auto: bf16 where the processor has it
+    compile: str = "auto"        # on or off: torch.compile; auto: on a GPU, if the run is long enough to pay for it
+    deterministic: bool = False  # on a GPU: the same bits every time, at some cost (a CPU run repeats itself anyway)
+    give_up: int = 50            # steps in a row without a finite loss, after which the run stops
     log_every: int = 20          # steps between rows in metrics.jsonl
     picture_every: int = 500     # steps between pictures
     checkpoint_every: int = 500  # steps between checkpoints (there is one at the end of each epoch, too)
     wandb: str = "offline"       # online, offline or disabled
+    artifacts: bool = False      # checkpoints go to W&B, too
 
     def __post_init__(self):
         def demand(name, holds, expected):
             value = getattr(self, name)
             if not holds(value): raise ValueError(f"{name}: expected {expected}, got {value!r}")
 
-        for name in ("size", "epochs", "batch_size", "lr", "clip", "log_every", "picture_every", "checkpoint_every"):
+        for name in ("size", "epochs", "batch_size", "lr", "clip", "log_every", "picture_every", "checkpoint_every",
+                     "accumulate", "give_up"):
             demand(name, lambda value: value > 0, "a number above 0")
         for name in ("images", "warmup", "weight_decay", "beta", "lpips_weight"):
             demand(name, lambda value: value >= 0, "a number >= 0")
         for name in ("ema", "val_fraction"): demand(name, lambda value: 0 <= value < 1, "0 <= number < 1")
         for name, known in CHOICES.items(): demand(name, known.__contains__, f"one of {', '.join(known)}")
+        demand("accumulate", lambda parts: self.batch_size % parts == 0, f"a divisor of batch_size {self.batch_size}")
         parse_latent(self.latent)
 
-# %% ../nbs/06_config.ipynb #13cf1dc2
+# %% ../nbs/06_config.ipynb #b0d19684
 CHOICES = dict(preset=("demo", "default", "reference"), lpips=("auto", "alex", "vgg", "squeeze", "none"),
                device=("auto", "cuda", "mps", "cpu"), precision=("auto", "bf16", "fp32"),
-               wandb=("online", "offline", "disabled"))
+               compile=("auto", "on", "off"), wandb=("online", "offline", "disabled"))
 
 
 def parse_latent(

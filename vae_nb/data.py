@@ -7,7 +7,7 @@ Docs: https://vae-nb.github.io/vae_nb/data.html.md"""
 # %% auto #0
 __all__ = ['FORMAT', 'to_float', 'to_uint8', 'ImageStore', 'load', 'split', 'order', 'batches']
 
-# %% ../nbs/00_data.ipynb #e9d6ed07
+# %% ../nbs/00_data.ipynb #b1f325bb
 import errno
 import hashlib
 import json
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -93,23 +94,28 @@ def _short(path):
         return str(Path("~") / Path(path).relative_to(Path.home()))
     return str(path)
 
-# %% ../nbs/00_data.ipynb #9154aa3d
+# %% ../nbs/00_data.ipynb #81125988
+def _ahead(jobs, workers, window):
+    "The results of functions, in order; threads work on the next `window` of them meanwhile"
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque()
+        for job in jobs:
+            waiting.append(pool.submit(job))
+            if len(waiting) > window:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
 def _decoded(images, size, workers):
-    "Decode in threads (Pillow frees the interpreter), in order, a few images ahead; yields (name, pixels or reason)"
+    "Decode in threads (Pillow frees the interpreter); yields (name, pixels or reason)"
     def work(name, read):
         try:
             image = read()
             return name, image if isinstance(image, np.ndarray) else decode(image, size)
         except Exception as error:  # a decoder may raise anything on a damaged file; the reason is reported
             return name, reason(error)
-    with ThreadPoolExecutor(workers) as pool:
-        ahead = deque()
-        for name, read in images:
-            ahead.append(pool.submit(work, name, read))
-            if len(ahead) > 4 * workers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+    return _ahead((partial(work, name, read) for name, read in images), workers, 4 * workers)
 
 # %% ../nbs/00_data.ipynb #812d7666
 FORMAT = 1  # of the cache: a new number leaves old caches alone
@@ -273,11 +279,11 @@ def order(
     g = torch.Generator().manual_seed(int(digest("order", seed, epoch)[:15], 16))
     return torch.randperm(count, generator=g), torch.rand(count, generator=g) < 0.5
 
-# %% ../nbs/00_data.ipynb #b9f1d0e5
+# %% ../nbs/00_data.ipynb #604998f9
 def batches(
-    images: Tensor,  # (M,3,S,S) uint8
+    images: Tensor,  # (M,3,S,S) uint8, mapped from a file or on `device`
     index: LongTensor,  # (m,) which of them
-    batch_size: int,
+    batch_size: int,  # images a step, over all processes
     epoch: int = 0,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -285,6 +291,7 @@ def batches(
     start: int = 0,  # batches of this epoch that are done already
     drop_last: bool = False,  # leave out a last batch that is not full
     shuffle: bool = True,
+    share: tuple = (0, 1),  # this process's number, and how many share each batch
 ) -> Iterator[Tensor]:  # (B,3,S,S) float32 in [-1,1], on `device`
     "The batches of one epoch, from batch `start` on"
     index = torch.as_tensor(index)
@@ -294,16 +301,30 @@ def batches(
     count = -(-stop // batch_size)
     if not 0 <= start <= count:
         raise ValueError(f"start: expected 0 to {count}, the batches of an epoch, got {start}")
+    for n in {min(batch_size, stop), stop % batch_size}:
+        if n % share[1]:
+            raise ValueError(f"batch_size: {share[1]} processes can't share a batch of {n} images equally")
     perm, flips = order(len(index), epoch, seed)
     rows = index[perm] if shuffle else index
-    return (_batch(images, rows[i:i + batch_size], flips[i:i + batch_size] if flip else None, device)
-            for i in range(start * batch_size, stop, batch_size))
+    rows, flips = rows.to(images.device), flips.to(device)
+    mine = [_share(i, min(i + batch_size, stop), *share) for i in range(start * batch_size, stop, batch_size)]
+    return (_floats(x.to(device, non_blocking=True), flips[part] if flip else None)
+            for x, part in zip(_gathered(images, [rows[part] for part in mine], device), mine))
 
 
-def _batch(images, rows, flips, device):
-    "Bytes travel to the device; flips and conversion happen there"
-    x = images[rows].to(device)  # (B,3,S,S) uint8
-    if flips is not None:
-        mirrored = flips.nonzero().flatten().to(device)
-        x[mirrored] = x[mirrored].flip(3)
-    return to_float(x)
+def _share(start, stop, rank, size):
+    "The part of [start, stop) that process `rank` of `size` takes"
+    each = (stop - start) // size
+    return slice(start + rank * each, start + (rank + 1) * each)
+
+
+def _gathered(images, parts, device):
+    "The bytes of every batch; those that have to travel to a GPU are collected ahead, in memory it can read by itself"
+    if images.device.type == "cpu" and torch.device(device).type == "cuda":
+        return _ahead((partial(lambda rows: images[rows].pin_memory(), rows) for rows in parts), 1, window=2)
+    return (images[rows] for rows in parts)
+
+
+def _floats(x, flips):
+    "Flips and conversion, on the device; nobody waits for a count of what is flipped"
+    return to_float(x if flips is None else torch.where(flips[:, None, None, None], x.flip(3), x))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .layers import Down, Patch, ResBlock, Unpatch, Up, conv, norm
 
-# %% ../nbs/02_vae.ipynb #c99311dd
+# %% ../nbs/02_vae.ipynb #5cdc6f55
 def normal(
     shape: tuple, # of the result
     like: Tensor, # decides device and type
@@ -42,9 +42,10 @@ class Posterior:
 
     def sample(self,
                generator: torch.Generator = None, # source of randomness, None is torch's own
+               eps: Tensor = None, # same shape as mu, standard normal; None: drawn here
                ) -> Tensor: # same shape as mu
         "z = mu + std * eps, a draw with a gradient (Kingma & Welling 2014, eq. 10)"
-        return self.mu + self.std * normal(self.mu.shape, self.mu, generator)
+        return self.mu + self.std * (normal(self.mu.shape, self.mu, generator) if eps is None else eps)
 
     def mode(self) -> Tensor: # same shape as mu
         "The most probable z"
@@ -167,7 +168,7 @@ def check_shape(
     if tuple(x.shape[1:]) != tuple(shape):
         raise ValueError(f"{name}: expected shape (B, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
 
-# %% ../nbs/02_vae.ipynb #061677b4
+# %% ../nbs/02_vae.ipynb #5939e673
 class VAE(nn.Module):
     "A variational autoencoder of images (Kingma & Welling 2014)"
     def __init__(self,
@@ -208,10 +209,11 @@ class VAE(nn.Module):
     def forward(self,
                 x: Tensor, # (B,3,size,size) in [-1,1]
                 generator: torch.Generator = None, # source of randomness, None is torch's own
+                eps: Tensor = None, # (B,*latent_shape), the noise itself; None: drawn here
                 ) -> tuple: # x_hat (B,3,size,size) in [-1,1], and the Posterior of x
         "Encode, draw one z for each image, decode"
         posterior = self.encode(x)
-        return self.decode(posterior.sample(generator)), posterior
+        return self.decode(posterior.sample(generator, eps)), posterior
 
     @torch.no_grad()
     def sample(self,
