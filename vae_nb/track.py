@@ -137,7 +137,7 @@ def start_wandb(
     except wandb.errors.Error as error:
         raise ValueError(f"W&B can't start ({error}). Log in with `wandb login`, or use offline or disabled.") from error
 
-# %% ../nbs/07_track.ipynb #9e4679dd
+# %% ../nbs/07_track.ipynb #e192ea6e
 class Progress:
     "A bar on the terminal: images done, images/s and the current terms. A hook: call it after every step."
     def __init__(self,
@@ -153,7 +153,7 @@ class Progress:
     def __call__(self, state: State, terms: dict):
         if state.step % self.config.log_every == 0 or self.bar.n == self.bar.initial:
             shown = {name: f"{float(terms[name]):.3f}" for name in ("loss", "l1", "lpips", "kl") if name in terms}
-            self.bar.set_postfix(shown, refresh=False)
+            self.bar.set_postfix(shown, refresh=self.bar.n == self.bar.initial)   # the first step is shown at once
         self.bar.update(self.config.batch_size)
 
     def close(self): self.bar.close()
