@@ -1,0 +1,122 @@
+"""LPIPS against the lpips package: forward and backward, side by side.
+
+    OMP_NUM_THREADS=2 python benchmarks/perceptual.py                    every network, on the CPU
+    python benchmarks/perceptual.py --device cuda --compile              the same on a GPU, and compiled
+    python benchmarks/perceptual.py --net alex --rounds 9                one network, more rounds
+
+Each round times every mode once, in turn, on the same images, and its ratios are taken within the round: whatever else
+the machine does hits all modes alike. What is kept is the median over the rounds, after one round of warm-up. The result
+goes to benchmarks/results/lpips_DEVICE.json, which the notebook 03_perceptual shows. Run it on a quiet machine.
+"""
+import argparse
+import json
+import platform
+import time
+import warnings
+from contextlib import nullcontext
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+import lpips
+import torch
+
+from vae_nb.perceptual import LPIPS, NETS
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine(device):
+    "The kind of machine, in words."
+    if device == "cuda": return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    maker = next((maker for maker in ("AMD EPYC", "Intel Xeon") if maker.split()[1] in name), name)
+    return f"{maker}, {torch.get_num_threads()} threads"
+
+
+def official(ours):
+    "The lpips package with our trunk's weights, as its users get it: in evaluation mode, 32 bits."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        judge = lpips.LPIPS(net=ours.net, pnet_rand=True, verbose=False)
+    own = {name.split(".", 1)[1]: parameter for name, parameter in judge.net.named_parameters()}
+    for name, weight in ours.layers.named_buffers(): own[name].data.copy_(weight)
+    return judge
+
+
+def modes(net, x, y, device, compiled):
+    "Name -> function that runs forward and backward once."
+    ours = LPIPS(net, "random")
+    theirs, ours = official(ours).to(device), ours.to(device)
+    last = [t.contiguous(memory_format=torch.channels_last) for t in (x, y)]
+    half = lambda: torch.autocast(device, torch.bfloat16)
+
+    def run(module, x, y, precision=nullcontext):
+        def once():
+            leaf = x.detach().requires_grad_()
+            with precision(): loss = module(leaf, y).mean()
+            loss.backward()
+        return once
+
+    seen = ours.activations(last[1])
+    with half(): seen16 = ours.activations(last[1])
+    found = {"package fp32": run(theirs, x, y), "fp32": run(ours, x, y), "fp32 channels_last": run(ours, *last),
+             "fp32 channels_last, target seen": run(ours, last[0], seen),
+             "package bf16": run(theirs, x, y, half), "bf16 channels_last": run(ours, *last, half),
+             "bf16 channels_last, target seen": run(ours, last[0], seen16, half)}
+    if compiled:
+        graph = torch.compile(ours, fullgraph=True)
+        found |= {"fp32, compiled": run(graph, *last), "bf16 channels_last, compiled": run(graph, *last, half)}
+    return found
+
+
+def timed(once, device):
+    "Seconds."
+    if device == "cuda": torch.cuda.synchronize()
+    start = time.perf_counter()
+    once()
+    if device == "cuda": torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def measure(net, batch, size, rounds, device, compiled):
+    "Medians over the rounds: milliseconds of each mode, and how many times as fast as the package it is."
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(batch, 3, size, size, generator=g) * 2 - 1
+    y = (x + 0.1 * torch.randn(x.shape, generator=g)).clamp(-1, 1)
+    runs = modes(net, x.to(device), y.to(device), device, compiled)
+    rows = [{name: timed(once, device) for name, once in runs.items()} for _ in range(rounds + 1)][1:]
+    against = lambda base: {name: round(median(row[base] / row[name] for row in rows), 3) for name in runs}
+    return dict(ms={name: round(1000 * median(row[name] for row in rows), 1) for name in runs}, rounds=rounds,
+                ratio={k: v for k, v in against("package fp32").items() if not k.startswith("package")},
+                ratio_to_package_in_bf16={k: v for k, v in against("package bf16").items() if k.startswith("bf16")})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--net", choices=list(NETS), nargs="+", default=list(NETS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--compile", action="store_true", help="also time the compiled module")
+    given = parser.parse_args()
+
+    file = RESULTS / f"lpips_{given.device}.json"
+    RESULTS.mkdir(exist_ok=True)
+    record = json.loads(file.read_text()) if file.exists() else {}
+    record |= dict(machine=machine(given.device), date=date.today().isoformat(), batch=given.batch, size=given.size,
+                   versions={name: version(name) for name in ("torch", "torchvision", "lpips")})
+    for net in given.net:
+        found = measure(net, given.batch, given.size, given.rounds, given.device, given.compile)
+        record.setdefault("nets", {})[net] = found
+        file.write_text(json.dumps(record, indent=1) + "\n")
+        print(net)
+        for name, ms in found["ms"].items():
+            print(f"  {name:34} {ms:9.1f} ms   {found['ratio'].get(name, ''):>6} times as fast")
+
+
+if __name__ == "__main__":
+    main()
