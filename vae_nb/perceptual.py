@@ -26,7 +26,7 @@ NETS = dict(alex="alexnet", vgg="vgg16", squeeze="squeezenet1_1")
 TAPS = dict(alex=(1, 4, 7, 9, 11), vgg=(3, 8, 15, 22, 29), squeeze=(1, 4, 7, 9, 10, 11, 12))
 SMALLEST = dict(alex=31, vgg=16, squeeze=17)  # side of the smallest image of which something reaches the last tap
 
-# %% ../nbs/03_perceptual.ipynb #c976b6cc
+# %% ../nbs/03_perceptual.ipynb #8e6ff7d3
 @contextmanager
 def time_out(seconds: float):
     "Give up on silent network connections after so many seconds."
@@ -44,7 +44,8 @@ def read_weights(
         raise ValueError(f'LPIPS: trunk: expected "auto", "imagenet", "random" or a file, got {str(path)!r}')
     try: state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"LPIPS: {path} is damaged, or no state dict at all: {str(error).splitlines()[0]}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"LPIPS: {path} is damaged, or no state dict at all: {reason}") from error
     if not isinstance(state, dict): raise ValueError(f"LPIPS: {path}: expected a state dict, got a {type(state).__name__}")
     return {str(key).removeprefix("features."): value for key, value in state.items()}
 

@@ -1,0 +1,389 @@
+"The loss beyond its notebooks: LPIPS against its authors' package, every way its weights can be missing, the audit, one objective."
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+import warnings
+import zipfile
+from contextlib import redirect_stderr, redirect_stdout
+
+import lpips
+import pytest
+import torch
+from torch import nn
+
+from vae_nb import perceptual
+from vae_nb.audit import Audit, audit
+from vae_nb.objective import HALF_A_LEVEL, Objective, beta_share, laplace_log_likelihood, reduce
+from vae_nb.perceptual import LPIPS, NETS, Comparison, distance_map
+from vae_nb.vae import VAE, Posterior
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    "Small tensors are fastest on one core."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)
+
+
+def noise(n=2, size=48, seed=0):
+    return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def official(ours):
+    "The lpips package with our trunk's weights."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        judge = lpips.LPIPS(net=ours.net, pnet_rand=True, verbose=False)
+    own = {name.split(".", 1)[1]: parameter for name, parameter in judge.net.named_parameters()}
+    for name, weight in ours.layers.named_buffers(): own[name].data.copy_(weight)
+    return judge
+
+
+def differences(ours, theirs, x, y):
+    "Largest relative difference of the values, relative difference of the gradients."
+    x = x.clone().requires_grad_()
+    values = [f(x, y).flatten() for f in (ours, theirs)]
+    a, b = (torch.autograd.grad(value.sum(), x)[0] for value in values)
+    return ((values[0] - values[1]).abs() / values[1]).max().item(), ((a - b).norm() / b.norm()).item()
+
+
+# ---- LPIPS is what its authors say
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("shape", [(2, 48, 48), (1, 70, 37)])
+def test_equals_the_package(net, shape):
+    ours, (n, *size) = LPIPS(net, "random"), shape
+    x, y = torch.rand(2, n, 3, *size, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    value, gradient = differences(ours, official(ours), x, y)
+    assert value < 1e-5 and gradient < 1e-4
+
+
+def test_equals_the_package_on_real_pictures_with_a_trained_trunk(shared):
+    ours = LPIPS("squeeze", str(shared / "weights/squeezenet1_1_features.pth"))
+    from vae_nb.pictures import decode, open_image
+    with zipfile.ZipFile(shared / "data/noto-emoji-128.zip") as archive:
+        names = sorted(name for name in archive.namelist() if name.endswith(".png"))[100:3500:900]
+        real = torch.stack([torch.tensor(decode(open_image(io.BytesIO(archive.read(name))), 96)) for name in names]) / 127.5 - 1
+    soft = nn.functional.avg_pool2d(nn.functional.pad(real, (2,) * 4, mode="replicate"), 5, 1)
+    copies = dict(darker=real - 0.05, tinted=real * torch.tensor([1, .9, .9]).view(3, 1, 1), shifted=real.roll(1, 3), blurred=soft,
+                  noisy=real + 0.1 * torch.randn_like(real))
+    judge, found = official(ours), {}
+    for name, copy in copies.items():
+        value, gradient = differences(ours, judge, copy.clamp(-1, 1), real)
+        assert value < 1e-5 and gradient < 1e-4, name
+        found[name] = ours(copy.clamp(-1, 1), real).mean()
+    assert found["darker"] < found["tinted"] < found["blurred"] and found["darker"] < found["shifted"] < found["noisy"]
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_gradients_are_finite_where_everything_is_equal_or_flat(net):
+    ours, x = LPIPS(net, "random"), noise(3)
+    flat = [torch.full_like(x, value) for value in (-1., 0., 1.)]
+    for a, b in [(x, x), (flat[0], flat[0]), (flat[0], flat[1]), (flat[2], x), (x, flat[2])]:
+        leaf = a.clone().requires_grad_()
+        value = ours(leaf, b)
+        gradient, = torch.autograd.grad(value.sum(), leaf)
+        assert gradient.isfinite().all() and (value == 0).all() == torch.equal(a, b)
+
+
+def test_the_gradient_by_hand_is_the_automatic_one_to_the_second_order():
+    a, b = torch.rand(2, 2, 4, 3, 3, dtype=torch.float64) + 0.1
+    w = torch.rand(1, 4, 1, 1, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda a: Comparison.apply(a, b, w), a.requires_grad_())
+    assert torch.autograd.gradgradcheck(lambda a: Comparison.apply(a, b, w), a)
+    big, other = torch.rand(2, 3, 64, 100, 100)  # several pieces
+    assert torch.allclose(Comparison.apply(big, other, w.float()[:, :1]), distance_map(big, other, w.float()[:, :1]).mean((1, 2)))
+
+
+def test_either_image_or_both_may_want_a_gradient():
+    ours, x, y = LPIPS("squeeze", "random"), noise(), noise(seed=1)
+    def gradients(first, second):
+        a, b = x.clone().requires_grad_(first), y.clone().requires_grad_(second)
+        return torch.autograd.grad(ours(a, b).sum(), [leaf for leaf in (a, b) if leaf.requires_grad])
+    both = gradients(True, True)
+    for one, other in zip((gradients(True, False)[0], gradients(False, True)[0]), both): assert torch.allclose(one, other, rtol=1e-3, atol=1e-9)
+    with torch.no_grad(): assert not ours(x, y).requires_grad
+
+
+# ---- a ruler stays a ruler
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_nothing_a_parent_does_reaches_the_trunk(net):
+    ours, x, y = LPIPS(net, "random"), noise(), noise(seed=1)
+    parent = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.9), ours)
+    before = ours(x, y)
+    parent.train().requires_grad_(True)
+    assert parent.training and not any(part.training for part in ours.modules()) and torch.equal(ours(x, y), before)
+    ours(x.requires_grad_(), y).sum().backward()
+    assert len(list(parent.parameters())) == 2 and not any("2." in name for name in parent.state_dict())
+    assert all(not b.requires_grad and b.grad is None for b in ours.buffers())
+    torch.optim.SGD(parent.parameters(), 1.0).step()
+    assert torch.equal(ours(x, y), before)
+
+
+def test_no_prints_and_no_warnings(capfd):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for net in NETS: LPIPS(net, "random")(noise().requires_grad_(), noise(seed=1)).sum().backward()
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("wrong, expected", [
+    (noise() * 2, r"expected images in \[-1,1\], got values from -2 to 2"), (noise().add(1).mul(127).byte(), "expected floats"),
+    (noise()[:, :1], r"\(B,3,H,W\).*\(2, 1, 48, 48\)"), (noise()[0], r"\(B,3,H,W\)"), (noise(size=16), "17 pixels or more"),
+    (torch.full((1, 3, 48, 48), float("nan")), "nan")])
+def test_what_is_no_image_is_refused(wrong, expected):
+    with pytest.raises(ValueError, match=expected): LPIPS("squeeze", "random")(wrong, wrong)
+
+
+def test_told_otherwise_it_takes_any_range():
+    ours, x, y = LPIPS("squeeze", "random", any_range=True), noise() * 2, noise(seed=1)
+    assert differences(ours, official(ours), x, y)[0] < 1e-5
+    with pytest.raises(ValueError, match="x is .* y is"): ours(x, y[:1])
+    with pytest.raises(ValueError, match="2 images, but activations of 1"): ours(x, ours.activations(y[:1]))
+
+
+# ---- fast
+
+
+def test_remembered_targets_change_nothing():
+    ours, x, y = LPIPS("alex", "random"), noise().requires_grad_(), noise(seed=1)
+    seen = ours.activations(y)
+    assert torch.equal(ours(x, seen), ours(x, y)) and not any(a.requires_grad for a in seen)
+    assert torch.equal(*(torch.autograd.grad(ours(x, target).sum(), x)[0] for target in (seen, y)))
+    assert torch.allclose(sum(d.mean((1, 2)) for d in ours.maps(x, y)), ours(x, y), rtol=1e-5)
+
+
+@pytest.mark.parametrize("net", ["squeeze", "vgg"])
+def test_compiles_into_one_graph(net):
+    ours, x, y = LPIPS(net, "random"), noise(1).requires_grad_(), noise(1, seed=1)
+    compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
+    assert torch.allclose(compiled(x, y), ours(x, y), rtol=1e-5)
+    a, b = (torch.autograd.grad(f(x, y).sum(), x)[0] for f in (compiled, ours))
+    assert torch.allclose(a, b, rtol=1e-3, atol=1e-6 * b.abs().max())
+
+
+def test_sixteen_bits_and_channels_last():
+    ours, x, y = LPIPS("squeeze", "random"), noise(4, 64), noise(4, 64, seed=1)
+    last = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    exact = ours(x, y)
+    assert torch.allclose(ours(last, y), exact, rtol=1e-4)
+    layouts = [a.is_contiguous(memory_format=torch.channels_last) for a in ours.activations(last)[:3] + ours.look(last, y)[:3]]
+    assert all(layouts)
+    with torch.autocast("cpu", torch.bfloat16): rough = ours(last, y)
+    gradient, = torch.autograd.grad(rough.sum(), last)
+    assert rough.dtype == gradient.dtype == torch.float32 and gradient.isfinite().all()
+    assert torch.allclose(rough, exact, rtol=0.03) and not torch.equal(rough, exact)   # 8 bits of mantissa: 0.4 % an operation
+
+
+# ---- weights
+
+
+def test_two_machines_agree_on_the_random_trunk():
+    code = "import torch; from vae_nb.perceptual import LPIPS; torch.manual_seed({}); print(LPIPS('squeeze', 'random')(torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32)).item())"
+    other = subprocess.run([sys.executable, "-c", code.format(5)], capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
+    here = LPIPS("squeeze", "random")(torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32)).item()
+    assert other.stderr == "" and float(other.stdout) == here
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    "An empty torch cache, and a network that refuses connections."
+    import socket
+    def refuse(*args, **kwargs): raise ConnectionRefusedError("no network here")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return tmp_path
+
+
+def test_without_a_network_one_message_names_three_ways_out(offline):
+    start = time.time()
+    with pytest.raises(OSError) as error: LPIPS("alex", "imagenet")
+    said = str(error.value)
+    assert all(words in said for words in ("alexnet", "cache", "path to a state dict", 'trunk="random"', "https://")) and "\n" not in said
+    with pytest.warns(UserWarning, match="Going on with a random trunk") as notes: fallback = LPIPS("alex", "auto")
+    assert len(notes) == 1 and fallback.description == "alex, random trunk" and time.time() - start < 10
+
+
+def test_a_silent_network_is_given_up(monkeypatch, offline):
+    import socket
+    monkeypatch.setattr(perceptual.models.AlexNet_Weights.DEFAULT.__class__, "get_state_dict",
+                        lambda *a, **k: (_ for _ in ()).throw(TimeoutError(f"timed out after {socket.getdefaulttimeout()} s")))
+    with pytest.raises(OSError, match="timed out after 10.0 s"): LPIPS("alex", "imagenet")
+    assert socket.getdefaulttimeout() is None
+
+
+def test_imagenet_comes_from_the_cache_and_a_damaged_cache_says_so(offline, shared):
+    name = perceptual.models.get_model_weights("squeezenet1_1").DEFAULT.url.rsplit("/", 1)[1]
+    (offline / "checkpoints").mkdir()
+    state = torch.load(shared / "weights/squeezenet1_1_features.pth", weights_only=True)
+    torch.save({f"features.{key.removeprefix('features.')}": value for key, value in state.items()}, offline / "checkpoints" / name)
+    cached, local = LPIPS("squeeze", "imagenet"), LPIPS("squeeze", str(shared / "weights/squeezenet1_1_features.pth"))
+    assert torch.equal(cached(noise(), noise(seed=1)), local(noise(), noise(seed=1))) and cached.description == "squeeze, imagenet trunk"
+    (offline / "checkpoints" / name).write_bytes(b"half of a fi")
+    with pytest.raises(ValueError, match=f"{name} is damaged"): LPIPS("squeeze", "imagenet")
+
+
+def test_every_bad_file_is_one_clear_line(tmp_path, shared):
+    good = torch.load(shared / "weights/squeezenet1_1_features.pth", weights_only=True)
+    files = {"noise.pth": b"\x00\x01 nothing", "empty.pth": b""}
+    for name, content in files.items(): (tmp_path / name).write_bytes(content)
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"model": good, "epoch": 3}, tmp_path / "nested.pth")
+    torch.save({key: value[:1] for key, value in good.items()}, tmp_path / "cut.pth")
+    for name, expected in {"noise.pth": "damaged, or no state dict", "empty.pth": "damaged", "list.pth": "got a list", "nested.pth": "got none",
+                           "cut.pth": "expected a tensor 0.weight of shape \\(64, 3, 3, 3\\), got \\(1, 3, 3, 3\\)"}.items():
+        with pytest.raises(ValueError, match=expected) as error: LPIPS("squeeze", str(tmp_path / name))
+        assert name in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="alex|0.weight"): LPIPS("alex", str(shared / "weights/squeezenet1_1_features.pth"))
+
+
+def test_a_trunk_cannot_smuggle_code(tmp_path):
+    class Bomb:
+        def __reduce__(self): return (os.mkdir, (str(tmp_path / "exploded"),))
+    torch.save({"0.weight": Bomb()}, tmp_path / "bomb.pth")
+    with pytest.raises(ValueError, match="bomb.pth"): LPIPS("squeeze", str(tmp_path / "bomb.pth"))
+    assert not (tmp_path / "exploded").exists()
+
+
+# ---- the objective
+
+
+@pytest.mark.parametrize("pixels", ["mean", "sum", "calibrated"])
+@pytest.mark.parametrize("latents", ["mean", "sum"])
+@pytest.mark.parametrize("free_bits", [0, 0.3])
+@pytest.mark.parametrize("shape", [(5,), (2, 4, 4)])
+def test_the_loss_is_the_weighted_sum_of_the_terms_it_reports(pixels, latents, free_bits, shape):
+    x, x_hat, posterior = noise(4, 16), noise(4, 16, seed=1), Posterior(torch.randn(4, *shape), torch.randn(4, *shape))
+    objective = Objective(0.3, lambda a, b: (a - b).square().flatten(1).mean(1), 2.0, pixels, latents, free_bits)
+    terms = objective(x, x_hat, posterior)
+    assert torch.isclose(terms["loss"], terms.get("nll", terms["l1"]) + 2 * terms["lpips"] + 0.3 * terms["kl"])
+    assert set(terms) == set(objective.units) and all(value.ndim == 0 for value in terms.values())
+    assert torch.isclose(terms["rate"], posterior.kl().flatten(1).sum(1).mean())
+    said = objective.describe(768, posterior.mu[0].numel())
+    assert f"{latents} over D=" in said and "N=768" in said and ("free" in said) == bool(free_bits) and " b = " in said
+
+
+def test_the_calibrated_scale_is_the_best_one_and_has_a_floor():
+    x, x_hat = noise(2, 8), noise(2, 8, seed=1)
+    objective, q = Objective(1.0, pixels="calibrated", latents="sum"), Posterior(torch.zeros(2, 3), torch.zeros(2, 3))
+    at = lambda b: -reduce(laplace_log_likelihood(x, x_hat, b), "sum")
+    scales = torch.linspace(0.05, 2, 400)
+    best = torch.stack([at(b) for b in scales]).min(0).values
+    assert torch.allclose(objective(x, x_hat, q)["nll"], best.mean(), rtol=1e-4)
+    assert torch.isclose(objective(x, x, q)["loss"], 192 * (torch.tensor(2 * HALF_A_LEVEL).log() + 1))
+
+
+def test_schedules_end_at_the_full_beta():
+    for name in ("constant", "warmup", "cyclical"):
+        values = [beta_share(step / 1000, name) for step in range(1001)]
+        assert min(values) >= 0 and max(values) == values[-1] == 1
+    assert sum(a > b for a, b in zip(*(lambda v: (v, v[1:]))([beta_share(t / 1000, "cyclical") for t in range(1001)]))) == 3
+
+
+# ---- the audit
+
+
+def patient(**options):
+    torch.manual_seed(1)
+    return VAE(size=16, widths=(8, 16), latent=4, blocks=1, stem=2, mid=1, **options)
+
+
+def scenery(n=8):
+    "Smooth pictures in [-1,1]."
+    return nn.functional.interpolate(noise(n, 4), size=(16, 16), mode="bilinear").clamp(-1, 1)
+
+
+class Distance(nn.Module):
+    "Some perceptual distance."
+    def __init__(self): super().__init__(); self.look = nn.Conv2d(3, 8, 3, stride=2).requires_grad_(False)
+    def forward(self, a, b): return (self.look(a) - self.look(b)).square().flatten(1).mean(1)
+
+
+class LPIPSLike(Distance): pass
+
+
+LPIPSLike.__name__ = "LPIPS"   # what the audit looks for
+
+
+def changed(change):
+    "An objective whose terms go through a function."
+    class Changed(Objective):
+        def forward(self, x, x_hat, posterior): return change(self, super().forward(x, x_hat, posterior))
+    return Changed(lpips=Distance())
+
+
+def total(self, terms, sign=1): return dict(terms, loss=terms["l1"] + self.lpips_weight * terms["lpips"] + sign * self.beta * terms["kl"])
+
+
+def detached(name): return lambda self, terms: total(self, dict(terms, **{name: terms[name].detach()}))
+
+
+CASES = {
+    "healthy": (Objective(lpips=Distance()), ""),
+    "healthy, calibrated": (Objective(1.0, pixels="calibrated", latents="sum"), ""),
+    "healthy, free bits": (Objective(lpips=Distance(), free_bits=0.05), ""),
+    "lpips under no_grad": (changed(detached("lpips")), "lpips: no gradient"),
+    "kl under no_grad": (changed(detached("kl")), "kl: no gradient"),
+    "kl subtracted": (changed(lambda self, terms: total(self, terms, -1)), "kl: wrong sign"),
+    "kl upside down": (changed(lambda self, terms: total(self, dict(terms, kl=-terms["kl"]))), "kl: negative"),
+    "weight of lpips 0": (Objective(lpips=Distance(), lpips_weight=0), "lpips: inert"),
+    "beta 0": (Objective(0.0), "kl: inert"),
+    "collapse ahead": (Objective(latents="sum"), "collapse ahead"),
+    "not finite": (changed(lambda self, terms: total(self, dict(terms, l1=terms["l1"] / 0))), "l1: not a finite number"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_audit_catches(name):
+    objective, expected = CASES[name]
+    found = audit(patient(), objective, scenery())
+    assert isinstance(found, Audit) and (found.problems == [] if not expected else any(expected in problem for problem in found.problems)), found
+    assert ("Nothing wrong was found" in str(found)) == (not expected) and len({len(line) > 200 for line in str(found).splitlines()}) == 1
+
+
+def test_the_audit_catches_parameters_that_never_move():
+    model = patient()
+    model.decoder.layers[0].requires_grad_(False)
+    model.unused = nn.Linear(2, 2)
+    names = [name for name, _ in model.named_parameters() if name.startswith(("decoder.layers.0.", "unused"))]
+    problem, = audit(model, Objective(), scenery()).problems
+    assert "never move" in problem and names[0] in problem and f"{len(names) - 3} more" in problem
+    whole = patient()
+    problem, = audit(whole, Objective(), scenery(), torch.optim.Adam(whole.encoder.parameters())).problems
+    assert "not given to the optimiser" in problem and "decoder" not in str(audit(whole, Objective(), scenery(), torch.optim.Adam(whole.parameters())).problems)
+    nothing = audit(patient(), changed(lambda self, terms: {k: v.detach() for k, v in terms.items()}), scenery())
+    assert any("never move" in problem for problem in nothing.problems) and any("no gradient" in problem for problem in nothing.problems)
+
+
+def test_the_audit_catches_pictures_between_0_and_1():
+    assert any(p.startswith("images: values from") for p in audit(patient(), Objective(), scenery() / 2 + 0.5).problems)
+    class Rescaled(nn.Module):
+        def __init__(self): super().__init__(); self.inner = LPIPSLike()
+        def forward(self, a, b): return self.inner(a / 2 + 0.5, b / 2 + 0.5)
+    problems = audit(patient(), Objective(lpips=Rescaled()), scenery()).problems
+    assert len(problems) == 2 and all(p.startswith("LPIPS, image") and "expected [-1, 1]" in p for p in problems)
+    assert audit(patient(), Objective(lpips=LPIPSLike()), scenery()).problems == []
+
+
+def test_the_audit_notices_a_term_that_is_drowned():
+    rows = {row["term"]: row for row in audit(patient(), Objective(1e-6), scenery()).rows}
+    assert rows["kl"]["verdict"].startswith("dominated") and rows["l1"]["verdict"] == "fine" and rows["l1"]["share"] > 0.999
+
+
+def test_the_audit_leaves_no_trace():
+    model, objective, x = patient(), Objective(lpips=LPIPSLike()), scenery()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(3); expected = torch.rand(2); torch.manual_seed(3)
+    audit(model, objective, x)
+    assert torch.equal(torch.rand(2), expected) and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters()) and not objective.lpips._forward_pre_hooks
