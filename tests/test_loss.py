@@ -1,13 +1,11 @@
-"The loss beyond its notebooks: LPIPS against its authors' package, every way its weights can be missing, the audit, one objective."
+"The loss beyond its notebooks: LPIPS against its authors' package, every way to lack its weights, the audit, one objective."
 import io
-import json
 import os
 import subprocess
 import sys
 import time
 import warnings
 import zipfile
-from contextlib import redirect_stderr, redirect_stdout
 
 import lpips
 import pytest
@@ -19,7 +17,6 @@ from vae_nb.audit import Audit, audit
 from vae_nb.objective import HALF_A_LEVEL, Objective, beta_share, laplace_log_likelihood, reduce
 from vae_nb.perceptual import LPIPS, NETS, Comparison, distance_map
 from vae_nb.vae import VAE, Posterior
-
 
 @pytest.fixture(autouse=True)
 def one_thread():
@@ -72,7 +69,8 @@ def test_equals_the_package_on_real_pictures_with_a_trained_trunk(shared):
         names = sorted(name for name in archive.namelist() if name.endswith(".png"))[100:3500:900]
         real = torch.stack([torch.tensor(decode(open_image(io.BytesIO(archive.read(name))), 96)) for name in names]) / 127.5 - 1
     soft = nn.functional.avg_pool2d(nn.functional.pad(real, (2,) * 4, mode="replicate"), 5, 1)
-    copies = dict(darker=real - 0.05, tinted=real * torch.tensor([1, .9, .9]).view(3, 1, 1), shifted=real.roll(1, 3), blurred=soft,
+    tint = torch.tensor([1, .9, .9]).view(3, 1, 1)
+    copies = dict(darker=real - 0.05, tinted=real * tint, shifted=real.roll(1, 3), blurred=soft,
                   noisy=real + 0.1 * torch.randn_like(real))
     judge, found = official(ours), {}
     for name, copy in copies.items():
@@ -108,7 +106,8 @@ def test_either_image_or_both_may_want_a_gradient():
         a, b = x.clone().requires_grad_(first), y.clone().requires_grad_(second)
         return torch.autograd.grad(ours(a, b).sum(), [leaf for leaf in (a, b) if leaf.requires_grad])
     both = gradients(True, True)
-    for one, other in zip((gradients(True, False)[0], gradients(False, True)[0]), both): assert torch.allclose(one, other, rtol=1e-3, atol=1e-9)
+    for one, other in zip((gradients(True, False)[0], gradients(False, True)[0]), both):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-9)
     with torch.no_grad(): assert not ours(x, y).requires_grad
 
 
@@ -188,10 +187,12 @@ def test_sixteen_bits_and_channels_last():
 
 
 def test_two_machines_agree_on_the_random_trunk():
-    code = "import torch; from vae_nb.perceptual import LPIPS; torch.manual_seed({}); print(LPIPS('squeeze', 'random')(torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32)).item())"
-    other = subprocess.run([sys.executable, "-c", code.format(5)], capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
+    code = ("import torch; from vae_nb.perceptual import LPIPS; torch.manual_seed(5)\n"
+            "print(LPIPS('squeeze', 'random')(torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32)).item())")
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                           env=dict(os.environ, OMP_NUM_THREADS="1"))
     here = LPIPS("squeeze", "random")(torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32)).item()
-    assert other.stderr == "" and float(other.stdout) == here
+    assert there.stderr == "" and float(there.stdout) == here
 
 
 @pytest.fixture
@@ -209,15 +210,16 @@ def test_without_a_network_one_message_names_three_ways_out(offline):
     start = time.time()
     with pytest.raises(OSError) as error: LPIPS("alex", "imagenet")
     said = str(error.value)
-    assert all(words in said for words in ("alexnet", "cache", "path to a state dict", 'trunk="random"', "https://")) and "\n" not in said
+    assert "alexnet" in said and "https://" in said and "\n" not in said
+    assert all(way in said for way in ("Put that file into the cache", "a path to a state dict", 'trunk="random"'))
     with pytest.warns(UserWarning, match="Going on with a random trunk") as notes: fallback = LPIPS("alex", "auto")
     assert len(notes) == 1 and fallback.description == "alex, random trunk" and time.time() - start < 10
 
 
 def test_a_silent_network_is_given_up(monkeypatch, offline):
     import socket
-    monkeypatch.setattr(perceptual.models.AlexNet_Weights.DEFAULT.__class__, "get_state_dict",
-                        lambda *a, **k: (_ for _ in ()).throw(TimeoutError(f"timed out after {socket.getdefaulttimeout()} s")))
+    def silent(*args, **kwargs): raise TimeoutError(f"timed out after {socket.getdefaulttimeout()} s")
+    monkeypatch.setattr(perceptual.models.AlexNet_Weights, "get_state_dict", silent)
     with pytest.raises(OSError, match="timed out after 10.0 s"): LPIPS("alex", "imagenet")
     assert socket.getdefaulttimeout() is None
 
@@ -226,9 +228,10 @@ def test_imagenet_comes_from_the_cache_and_a_damaged_cache_says_so(offline, shar
     name = perceptual.models.get_model_weights("squeezenet1_1").DEFAULT.url.rsplit("/", 1)[1]
     (offline / "checkpoints").mkdir()
     state = torch.load(shared / "weights/squeezenet1_1_features.pth", weights_only=True)
-    torch.save({f"features.{key.removeprefix('features.')}": value for key, value in state.items()}, offline / "checkpoints" / name)
+    torch.save({f"features.{key.removeprefix('features.')}": x for key, x in state.items()}, offline / "checkpoints" / name)
     cached, local = LPIPS("squeeze", "imagenet"), LPIPS("squeeze", str(shared / "weights/squeezenet1_1_features.pth"))
-    assert torch.equal(cached(noise(), noise(seed=1)), local(noise(), noise(seed=1))) and cached.description == "squeeze, imagenet trunk"
+    assert torch.equal(cached(noise(), noise(seed=1)), local(noise(), noise(seed=1)))
+    assert cached.description == "squeeze, imagenet trunk"
     (offline / "checkpoints" / name).write_bytes(b"half of a fi")
     with pytest.raises(ValueError, match=f"{name} is damaged"): LPIPS("squeeze", "imagenet")
 
@@ -240,8 +243,9 @@ def test_every_bad_file_is_one_clear_line(tmp_path, shared):
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({"model": good, "epoch": 3}, tmp_path / "nested.pth")
     torch.save({key: value[:1] for key, value in good.items()}, tmp_path / "cut.pth")
-    for name, expected in {"noise.pth": "damaged, or no state dict", "empty.pth": "damaged", "list.pth": "got a list", "nested.pth": "got none",
-                           "cut.pth": "expected a tensor 0.weight of shape \\(64, 3, 3, 3\\), got \\(1, 3, 3, 3\\)"}.items():
+    cases = {"noise.pth": "damaged, or no state dict", "empty.pth": "damaged", "list.pth": "got a list",
+             "nested.pth": "got none", "cut.pth": r"expected a tensor 0.weight of shape \(64, 3, 3, 3\), got \(1, 3, 3, 3\)"}
+    for name, expected in cases.items():
         with pytest.raises(ValueError, match=expected) as error: LPIPS("squeeze", str(tmp_path / name))
         assert name in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(ValueError, match="alex|0.weight"): LPIPS("alex", str(shared / "weights/squeezenet1_1_features.pth"))
@@ -287,7 +291,7 @@ def test_schedules_end_at_the_full_beta():
     for name in ("constant", "warmup", "cyclical"):
         values = [beta_share(step / 1000, name) for step in range(1001)]
         assert min(values) >= 0 and max(values) == values[-1] == 1
-    assert sum(a > b for a, b in zip(*(lambda v: (v, v[1:]))([beta_share(t / 1000, "cyclical") for t in range(1001)]))) == 3
+    assert sum(a > b for a, b in zip(values, values[1:])) == 3   # of the last, cyclical: four climbs
 
 
 # ---- the audit
@@ -322,7 +326,8 @@ def changed(change):
     return Changed(lpips=Distance())
 
 
-def total(self, terms, sign=1): return dict(terms, loss=terms["l1"] + self.lpips_weight * terms["lpips"] + sign * self.beta * terms["kl"])
+def total(self, terms, sign=1):
+    return dict(terms, loss=terms["l1"] + self.lpips_weight * terms["lpips"] + sign * self.beta * terms["kl"])
 
 
 def detached(name): return lambda self, terms: total(self, dict(terms, **{name: terms[name].detach()}))
@@ -347,8 +352,9 @@ CASES = {
 def test_the_audit_catches(name):
     objective, expected = CASES[name]
     found = audit(patient(), objective, scenery())
-    assert isinstance(found, Audit) and (found.problems == [] if not expected else any(expected in problem for problem in found.problems)), found
-    assert ("Nothing wrong was found" in str(found)) == (not expected) and len({len(line) > 200 for line in str(found).splitlines()}) == 1
+    assert isinstance(found, Audit) and bool(found.problems) == bool(expected), found
+    assert not expected or any(expected in problem for problem in found.problems), found
+    assert ("Nothing wrong was found" in str(found)) == (not expected) and max(map(len, str(found).splitlines())) < 160
 
 
 def test_the_audit_catches_parameters_that_never_move():
@@ -360,9 +366,10 @@ def test_the_audit_catches_parameters_that_never_move():
     assert "never move" in problem and names[0] in problem and f"{len(names) - 3} more" in problem
     whole = patient()
     problem, = audit(whole, Objective(), scenery(), torch.optim.Adam(whole.encoder.parameters())).problems
-    assert "not given to the optimiser" in problem and "decoder" not in str(audit(whole, Objective(), scenery(), torch.optim.Adam(whole.parameters())).problems)
-    nothing = audit(patient(), changed(lambda self, terms: {k: v.detach() for k, v in terms.items()}), scenery())
-    assert any("never move" in problem for problem in nothing.problems) and any("no gradient" in problem for problem in nothing.problems)
+    assert "not given to the optimiser" in problem
+    assert audit(whole, Objective(), scenery(), torch.optim.Adam(whole.parameters())).problems == []
+    nothing = audit(patient(), changed(lambda self, terms: {k: v.detach() for k, v in terms.items()}), scenery()).problems
+    assert any("never move" in problem for problem in nothing) and any("no gradient" in problem for problem in nothing)
 
 
 def test_the_audit_catches_pictures_between_0_and_1():
@@ -385,5 +392,6 @@ def test_the_audit_leaves_no_trace():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(3); expected = torch.rand(2); torch.manual_seed(3)
     audit(model, objective, x)
-    assert torch.equal(torch.rand(2), expected) and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.rand(2), expected)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters()) and not objective.lpips._forward_pre_hooks
