@@ -3,10 +3,14 @@
     OMP_NUM_THREADS=2 python benchmarks/perceptual.py                    every network, on the CPU
     python benchmarks/perceptual.py --device cuda --compile              the same on a GPU, and compiled
     python benchmarks/perceptual.py --net alex --rounds 9                one network, more rounds
+    python benchmarks/perceptual.py --mode "trunk alone"                 one mode (and the package), beside those measured before
 
 Each round times every mode once, in turn, on the same images, and its ratios are taken within the round: whatever else
 the machine does hits all modes alike. What is kept is the median over the rounds, after one round of warm-up. The result
 goes to benchmarks/results/lpips_DEVICE.json, which the notebook 03_perceptual shows. Run it on a quiet machine.
+
+"trunk alone" is no LPIPS at all, only the two forward passes and the one backward pass of the network: what would remain if all
+the rest were free.
 """
 import argparse
 import json
@@ -60,10 +64,14 @@ def modes(net, x, y, device, compiled):
             loss.backward()
         return once
 
+    def trunk(x, y):
+        ours.activations(y)
+        return ours.activations(x)[-1]
+
     seen = ours.activations(last[1])
     with half(): seen16 = ours.activations(last[1])
     found = {"package fp32": run(theirs, x, y), "fp32": run(ours, x, y), "fp32 channels_last": run(ours, *last),
-             "fp32 channels_last, target seen": run(ours, last[0], seen),
+             "fp32 channels_last, target seen": run(ours, last[0], seen), "trunk alone": run(trunk, *last),
              "package bf16": run(theirs, x, y, half), "bf16 channels_last": run(ours, *last, half),
              "bf16 channels_last, target seen": run(ours, last[0], seen16, half)}
     if compiled:
@@ -81,12 +89,13 @@ def timed(once, device):
     return time.perf_counter() - start
 
 
-def measure(net, batch, size, rounds, device, compiled):
+def measure(net, batch, size, rounds, device, compiled, only):
     "Medians over the rounds: milliseconds of each mode, and how many times as fast as the package it is."
     g = torch.Generator().manual_seed(0)
     x = torch.rand(batch, 3, size, size, generator=g) * 2 - 1
     y = (x + 0.1 * torch.randn(x.shape, generator=g)).clamp(-1, 1)
     runs = modes(net, x.to(device), y.to(device), device, compiled)
+    runs = {name: once for name, once in runs.items() if not only or name.startswith("package") or name in only}
     rows = [{name: timed(once, device) for name, once in runs.items()} for _ in range(rounds + 1)][1:]
     against = lambda base: {name: round(median(row[base] / row[name] for row in rows), 3) for name in runs}
     return dict(ms={name: round(1000 * median(row[name] for row in rows), 1) for name in runs}, rounds=rounds,
@@ -101,6 +110,7 @@ def main():
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--mode", nargs="+", default=[], help="only these modes; what was measured of others is kept")
     parser.add_argument("--compile", action="store_true", help="also time the compiled module")
     given = parser.parse_args()
 
@@ -110,8 +120,10 @@ def main():
     record |= dict(machine=machine(given.device), date=date.today().isoformat(), batch=given.batch, size=given.size,
                    versions={name: version(name) for name in ("torch", "torchvision", "lpips")})
     for net in given.net:
-        found = measure(net, given.batch, given.size, given.rounds, given.device, given.compile)
-        record.setdefault("nets", {})[net] = found
+        found = measure(net, given.batch, given.size, given.rounds, given.device, given.compile, given.mode)
+        before = record.setdefault("nets", {}).setdefault(net, {}) if given.mode else {}
+        found = {key: {**before.get(key, {}), **value} if isinstance(value, dict) else value for key, value in found.items()}
+        record["nets"][net] = found
         file.write_text(json.dumps(record, indent=1) + "\n")
         print(net)
         for name, ms in found["ms"].items():

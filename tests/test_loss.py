@@ -6,16 +6,20 @@ import sys
 import time
 import warnings
 import zipfile
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 
 import lpips
 import pytest
 import torch
+from fastcore.script import CliError
 from torch import nn
 
 from vae_nb import perceptual
 from vae_nb.audit import Audit, audit
 from vae_nb.objective import HALF_A_LEVEL, Objective, beta_share, laplace_log_likelihood, reduce
 from vae_nb.perceptual import LPIPS, NETS, Comparison, distance_map
+from vae_nb.track import read_metrics
 from vae_nb.vae import VAE, Posterior
 
 @pytest.fixture(autouse=True)
@@ -137,10 +141,14 @@ def test_no_prints_and_no_warnings(capfd):
 
 @pytest.mark.parametrize("wrong, expected", [
     (noise() * 2, r"expected images in \[-1,1\], got values from -2 to 2"), (noise().add(1).mul(127).byte(), "expected floats"),
-    (noise()[:, :1], r"\(B,3,H,W\).*\(2, 1, 48, 48\)"), (noise()[0], r"\(B,3,H,W\)"), (noise(size=16), "17 pixels or more"),
-    (torch.full((1, 3, 48, 48), float("nan")), "nan")])
+    (noise()[:, :1], r"\(B,3,H,W\).*\(2, 1, 48, 48\)"), (noise()[0], r"\(B,3,H,W\)"), (noise(size=16), "17 pixels or more")])
 def test_what_is_no_image_is_refused(wrong, expected):
     with pytest.raises(ValueError, match=expected): LPIPS("squeeze", "random")(wrong, wrong)
+
+
+def test_a_broken_model_makes_a_broken_loss_and_no_error():
+    ours, x = LPIPS("squeeze", "random"), torch.full((1, 3, 48, 48), float("nan"))
+    assert ours(x, noise(1)).isnan().all()   # the training loop skips such a step
 
 
 def test_told_otherwise_it_takes_any_range():
@@ -277,6 +285,18 @@ def test_the_loss_is_the_weighted_sum_of_the_terms_it_reports(pixels, latents, f
     assert f"{latents} over D=" in said and "N=768" in said and ("free" in said) == bool(free_bits) and " b = " in said
 
 
+def test_a_compiled_objective_follows_a_schedule_without_being_compiled_again():
+    x, x_hat, posterior = noise(2, 32), noise(2, 32, seed=1), Posterior(torch.randn(2, 5), torch.randn(2, 5))
+    graphs = []
+    def count(graph, inputs): graphs.append(graph); return graph.forward
+    objective = Objective(0.3, LPIPS("squeeze", "random"), free_bits=0.1)
+    compiled = torch.compile(objective, backend=count, fullgraph=True)
+    for t in (0.05, 0.1, 0.2, 1.0):
+        objective.share.fill_(beta_share(t, "warmup"))
+        assert torch.isclose(compiled(x, x_hat, posterior)["loss"], objective(x, x_hat, posterior)["loss"], rtol=1e-5)
+    assert len(graphs) == 1
+
+
 def test_the_calibrated_scale_is_the_best_one_and_has_a_floor():
     x, x_hat = noise(2, 8), noise(2, 8, seed=1)
     objective, q = Objective(1.0, pixels="calibrated", latents="sum"), Posterior(torch.zeros(2, 3), torch.zeros(2, 3))
@@ -395,3 +415,79 @@ def test_the_audit_leaves_no_trace():
     assert torch.equal(torch.rand(2), expected)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters()) and not objective.lpips._forward_pre_hooks
+
+
+# ---- the command, and one objective for all
+
+
+TINY = dict(preset="demo", size=32, latent="8", images=40, batch_size=8, epochs=2, lpips="none", wandb="disabled", device="cpu",
+            precision="fp32", log_every=1)
+
+
+def trained(folder, **options):
+    "What vae-train said and left behind: its printed lines and its rows."
+    from vae_nb.cli import vae_train
+    with redirect_stdout(io.StringIO()) as said, redirect_stderr(io.StringIO()):
+        vae_train("scenes", out=str(folder), **TINY | options)
+    return said.getvalue(), read_metrics(folder)
+
+
+def steps(rows): return [{key: row[key] for key in ("step", "loss", "l1", "kl", "grad_norm")} for row in rows if "loss" in row]
+
+
+def test_an_audited_run_is_the_run_that_was_not(tmp_path):
+    said, rows = trained(tmp_path / "audited", audit=True)
+    silent, others = trained(tmp_path / "plain")
+    assert "Nothing wrong was found." in said and "l1 " in said and "verdict" in said and "verdict" not in silent
+    assert said.index("verdict") < said.index("data ") and steps(rows) == steps(others)
+
+
+def test_an_audit_that_finds_something_stops_the_run_before_it_writes(tmp_path):
+    with pytest.raises(CliError, match="--audit: 1 wrong.*nothing written"):
+        trained(tmp_path / "run", audit=True, beta=0.0)
+    assert not (tmp_path / "run").exists()
+    trained(tmp_path / "run", beta=0.0, epochs=1)   # not asked, it does as it is told
+
+
+def test_the_help_of_vae_train_says_what_an_audit_does():
+    start = time.time()
+    done = subprocess.run([Path(sys.executable).with_name("vae-train"), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "--audit" in done.stdout and "stop if one is wrong" in " ".join(done.stdout.split())
+    assert "--beta_schedule" in done.stdout.replace("-schedule", "_schedule") and time.time() - start < 3
+
+
+def test_training_and_validation_use_one_objective(tmp_path, monkeypatch):
+    "One object is made, every loss of the run comes from it, and both sides compute the same number from the same images."
+    from vae_nb import run
+    made, calls, make = [], [], run.make_objective
+    class Counted(Objective):
+        def forward(self, x, x_hat, posterior):
+            calls.append((id(self), torch.is_grad_enabled(), float(self.share)))
+            return super().forward(x, x_hat, posterior)
+    def counted(config):
+        objective = make(config)
+        objective.__class__ = Counted
+        made.append(objective)
+        return objective
+    monkeypatch.setattr(run, "make_objective", counted)
+    _, rows = trained(tmp_path / "run", beta_schedule="warmup", free_bits=0.05)
+    assert len(made) == 1 and {call[0] for call in calls} == {id(made[0])}
+    total = len(steps(rows))
+    shares = [share for _, trains, share in calls if trains]
+    assert len(shares) == total and shares == sorted(shares) and shares[0] == 0 and shares[-1] == 1   # the schedule
+    held_out = [share for _, trains, share in calls if not trains]
+    assert len(held_out) >= 2 and set(held_out) == {1}                                                # the whole loss
+
+
+def test_validation_computes_what_training_computes():
+    from vae_nb.config import recipe
+    from vae_nb.data import batches, load
+    from vae_nb.train import new_state, step, validate
+    config = recipe("demo", **{name: value for name, value in TINY.items() if name not in ("preset", "wandb")}, no_flip=True)
+    store, index = load("scenes", 32, 8), torch.arange(8)
+    knobs = dict(pixels="calibrated", latents="sum", free_bits=0.1)
+    for objective in (Objective(), Objective(1.0, **knobs), Objective(lpips=Distance())):
+        held_out = validate(new_state(config), objective, store.images, index)
+        x = next(batches(store.images, index, 8, shuffle=False, flip=False))
+        terms = step(new_state(config), objective, x, total=100)   # step 0: the same weights, and the same noise
+        for name in objective.units: assert held_out[f"{name}_val"] == pytest.approx(terms[name].item(), rel=1e-6), name

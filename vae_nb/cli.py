@@ -47,7 +47,7 @@ def plain_errors(func):
             raise CliError(f"{func.__name__.replace('_', '-')}: {error}") from error
     return wrapped
 
-# %% ../nbs/11_cli.ipynb #a8398ad4
+# %% ../nbs/11_cli.ipynb #f4f61b71
 @call_parse(pos=["source"])
 @plain_errors
 @with_config
@@ -56,16 +56,17 @@ def vae_train(
     out: str = "",            # run folder [runs/SOURCE-PRESET]
     resume: bool = False,     # go on from the run folder's last checkpoint; with a source: or begin, if there is none
     overwrite: bool = False,  # replace a run that is already there
+    audit: bool = False,      # first take the loss apart on one batch: print what each term does, stop if one is wrong
     **options,                # fields of Config
 ):
     "Train a VAE on images. Writes a run folder with the model, a checkpoint, metrics and pictures."
-    given = {name: value for name, value in options.items() if value not in (None, False)}
+    given = {name: value for name, value in options.items() if value is not None and value is not False}   # 0 was given
     if not source and not (resume and out):
         raise ValueError("which images? Give scenes, a folder, a .zip/.npz/.npy, or a named set; or --resume --out RUN")
     run = Path(out or f"runs/{Path(source).stem}-{recipe(**given).preset}")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")   # read when torch is imported, which happens in the next line
     from vae_nb.run import Interrupted, train_run
-    try: train_run(source, run, resume, overwrite, given)
+    try: train_run(source, run, resume, overwrite, given, audit)
     except Interrupted as stopped: raise CliError(str(stopped)) from None
 
 # %% ../nbs/11_cli.ipynb #a08e891e

@@ -10,7 +10,7 @@ __all__ = ['CHOICES', 'RECIPES', 'Config', 'parse_latent', 'recipe']
 # %% ../nbs/06_config.ipynb #f3e55d4f
 from dataclasses import dataclass
 
-# %% ../nbs/06_config.ipynb #41f752b6
+# %% ../nbs/06_config.ipynb #8e4d6296
 @dataclass
 class Config:
     "Everything that decides a run (but its data)."
@@ -28,6 +28,8 @@ class Config:
     clip: float = 1.0            # gradient norm at which gradients are cut
     ema: float = 0.999           # decay of the averaged weights, a step
     beta: float = 0.02           # weight of the KL (mean over latent dimensions)
+    beta_schedule: str = "constant"  # how beta comes in: constant, warmup (in the first quarter), cyclical (four times)
+    free_bits: float = 0.0       # nats that each latent dimension costs at least
     lpips: str = "auto"          # perceptual net: alex, vgg, squeeze, none; auto: alex if the lpips package is there
     lpips_weight: float = 1.0    # weight of LPIPS
     trunk: str = "auto"          # weights of the perceptual net: imagenet, random, a path; auto: imagenet, else random
@@ -52,17 +54,17 @@ class Config:
         for name in ("size", "epochs", "batch_size", "lr", "clip", "log_every", "picture_every", "checkpoint_every",
                      "accumulate", "give_up"):
             demand(name, lambda value: value > 0, "a number above 0")
-        for name in ("images", "warmup", "weight_decay", "beta", "lpips_weight"):
+        for name in ("images", "warmup", "weight_decay", "beta", "lpips_weight", "free_bits"):
             demand(name, lambda value: value >= 0, "a number >= 0")
         for name in ("ema", "val_fraction"): demand(name, lambda value: 0 <= value < 1, "0 <= number < 1")
         for name, known in CHOICES.items(): demand(name, known.__contains__, f"one of {', '.join(known)}")
         demand("accumulate", lambda parts: self.batch_size % parts == 0, f"a divisor of batch_size {self.batch_size}")
         parse_latent(self.latent)
 
-# %% ../nbs/06_config.ipynb #b0d19684
+# %% ../nbs/06_config.ipynb #7df5ab44
 CHOICES = dict(preset=("demo", "default", "reference"), lpips=("auto", "alex", "vgg", "squeeze", "none"),
-               device=("auto", "cuda", "mps", "cpu"), precision=("auto", "bf16", "fp32"),
-               compile=("auto", "on", "off"), wandb=("online", "offline", "disabled"))
+               device=("auto", "cuda", "mps", "cpu"), precision=("auto", "bf16", "fp32"), compile=("auto", "on", "off"),
+               beta_schedule=("constant", "warmup", "cyclical"), wandb=("online", "offline", "disabled"))
 
 
 def parse_latent(

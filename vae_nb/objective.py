@@ -162,7 +162,7 @@ def calibrated(
     "The negative log-likelihood of a decoder that knows how far it is off."
     return N * (torch.log(2 * l1.clamp_min(HALF_A_LEVEL)) + 1)
 
-# %% ../nbs/04_objective.ipynb #1d13f867
+# %% ../nbs/04_objective.ipynb #3033b2c7
 class Objective(nn.Module):
     """L1 + lpips_weight*LPIPS + beta*KL, always a mean over the batch.
 
@@ -186,6 +186,7 @@ class Objective(nn.Module):
             raise ValueError(f'Objective: expected latents "mean" or "sum", got {latents!r}')
         self.beta, self.lpips, self.lpips_weight, self.free_bits = beta, lpips, lpips_weight, free_bits
         self.pixels, self.latents = pixels, latents
+        self.register_buffer("share", torch.ones(()), persistent=False)  # of beta; a schedule fills in another number
 
     def forward(self,
         x: Tensor,      # (B,3,H,W) images in [-1,1]
@@ -200,7 +201,7 @@ class Objective(nn.Module):
         terms = dict(l1=l1.mean(), kl=reduce(charged(kl, self.free_bits), self.latents).mean())
         if self.pixels == "calibrated": terms["nll"] = calibrated(l1, x[0].numel()).mean()
         if self.lpips is not None: terms["lpips"] = self.lpips(x_hat, x).mean()
-        loss = terms.get("nll", terms["l1"]) + self.lpips_weight * terms.get("lpips", 0) + self.beta * terms["kl"]
+        loss = terms.get("nll", terms["l1"]) + self.lpips_weight * terms.get("lpips", 0) + self.beta * self.share * terms["kl"]
         return dict(loss=loss, **terms, rate=reduce(kl, "sum").mean().detach())
 
     @property

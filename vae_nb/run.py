@@ -6,9 +6,9 @@ Docs: https://vae-nb.github.io/vae_nb/run.html.md"""
 
 # %% auto #0
 __all__ = ['MAY_CHANGE', 'check_run', 'make_objective', 'Interrupted', 'Stop', 'begin', 'recorded', 'same_images', 'run_facts',
-           'Chores', 'train_run', 'set_up', 'conclude', 'announce', 'finish']
+           'Chores', 'annealing', 'check_loss', 'train_run', 'set_up', 'conclude', 'announce', 'finish']
 
-# %% ../nbs/11_run.ipynb #50179cb2
+# %% ../nbs/11_run.ipynb #d560df3e
 import json
 import shutil
 import signal
@@ -24,18 +24,19 @@ from io import StringIO
 from pathlib import Path
 
 from . import __version__
+from .audit import audit
 from .checkpoint import keep, load_state, save_model, sweep, write_safely
 from .config import Config, recipe
-from .data import load, split, to_float
+from .data import batches, load, split, to_float
 from .distributed import together
 from .explore import reconstruction_grid, sample_grid
 from .machine import place, uses_bf16
-from .objective import Objective
+from .objective import Objective, beta_share
 from .perceptual import LPIPS
 from .track import Forgiving, Progress, Tracker
 from .train import every, fit, mean_image_psnr, new_state, steps_per_epoch, validate
 
-# %% ../nbs/11_run.ipynb #764898f3
+# %% ../nbs/11_run.ipynb #041e056c
 def check_run(
     run: Path,
     resume: bool,     # go on with what is there
@@ -67,7 +68,7 @@ def make_objective(config: Config):
         warnings.simplefilter("always")
         lpips = None if net == "none" else LPIPS(net, config.trunk)
     for note in notes: print(f"note   {note.message}", file=sys.stderr)
-    return Objective(config.beta, lpips, config.lpips_weight)
+    return Objective(config.beta, lpips, config.lpips_weight, free_bits=config.free_bits)
 
 # %% ../nbs/11_run.ipynb #69eb2137
 class Interrupted(Exception):
@@ -181,13 +182,31 @@ class Chores:
             raise OSError(f"{error}. The checkpoint is in {rescue} instead: make room, move its files to {self.run}, "
                           f"and go on with --resume") from error
 
-# %% ../nbs/11_run.ipynb #0d0ea6f5
+# %% ../nbs/11_run.ipynb #952700b2
+def annealing(objective, config, total) -> tuple:
+    "Two hooks, for before and after all others: beta in full for validation, and its share for the step to come."
+    whole = lambda state, terms: objective.share.fill_(1.0)
+    share = lambda state, terms: objective.share.fill_(beta_share(state.step / total, config.beta_schedule))
+    return whole, share
+
+
+def check_loss(state, objective, images, train):
+    "Print the audit of the first batch; a ValueError if something is wrong."
+    config = state.config
+    x = next(batches(images, train, config.batch_size, 0, config.seed, state.device, flip=not config.no_flip))
+    found = audit(state.model, objective, x, state.optimizer)
+    print(f"{found}\n", flush=True)
+    if found.problems:
+        raise ValueError(f"--audit: {len(found.problems)} wrong, see above; nothing was trained, and nothing written")
+
+# %% ../nbs/11_run.ipynb #8064e0dd
 def train_run(
     source: str,      # scenes, a folder, an archive, a named set; "" in a resumed run
     run: Path,        # run folder
     resume: bool,
     overwrite: bool,
     given: dict,      # fields of Config
+    audited: bool = False,  # audit the loss first
 ):
     "Train a model from its beginning, or from where it stopped. Raises Interrupted if a signal ends it early."
     with together() as team, ExitStack() as silence:
@@ -201,6 +220,9 @@ def train_run(
         train, val = split(store.names, config.val_fraction)
         objective, images = make_objective(config).to(state.device), place(store.images, state.device)
         facts, total = run_facts(source, store, train, val, state, objective), steps_per_epoch(config, train) * config.epochs
+        whole, share = annealing(objective, config, total)
+        if audited: check_loss(state, objective, images, train)
+        share(state, {})
         team.wait()   # all have read what is there; now one may write
         hooks, chores = [], None
         if leads:
@@ -211,7 +233,7 @@ def train_run(
             hooks = [progress, *chores.hooks(config)]
         start = time.perf_counter()
         try:
-            with Stop(team, config.log_every) as stop: fit(state, objective, images, train, [*hooks, stop], team)
+            with Stop(team, config.log_every) as stop: fit(state, objective, images, train, [whole, *hooks, share, stop], team)
             summary = dict(seconds=time.perf_counter() - start)
             if leads: conclude(run, chores, state, dict(psnr_mean_image=mean_image_psnr(images, train, val), **summary))
         except Interrupted:
