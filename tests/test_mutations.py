@@ -141,7 +141,7 @@ def test_there_are_many_and_no_two_the_same():
 @pytest.fixture(scope="module")
 def runs():
     "One process a notebook, as many at a time as there are cores: the output and exit status of each."
-    paths = sorted({CHECKER[m["label"]][0] for m in MUTATIONS})
+    paths = sorted({CHECKER[m["label"]][0] for m in MUTATIONS}, reverse=True)  # the longest first
     def run(path): return subprocess.run([sys.executable, __file__, path], capture_output=True, text=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool: return dict(zip(paths, pool.map(run, paths)))
 
