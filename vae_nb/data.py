@@ -186,7 +186,7 @@ def _open_store(folder):
     skipped = [tuple(pair) for pair in meta["skipped"]]
     return ImageStore(images.view(m, 3, s, s), meta["names"], skipped, meta["source"], Counter(meta["other"]), folder)
 
-# %% ../nbs/00_data.ipynb #8be8fcea
+# %% ../nbs/00_data.ipynb #f3148530
 def _scenes(n, size, seed):
     "The embedded scenes, rendered a chunk at a time"
     from vae_nb import scenes, shapes
@@ -201,10 +201,10 @@ def _scenes(n, size, seed):
 
 def _reader(source, size, n, seed, root, say):
     "The reader for whatever `source` names"
-    if str(source) == "scenes":
+    if source == "scenes":
         return _scenes(n or 15_000, size, seed)
-    if str(source) in NAMED:
-        return NAMED[str(source)].reader(str(source), root, say)
+    if isinstance(source, str) and source in NAMED:
+        return NAMED[source].reader(source, root, say)
     path = Path(source)
     kinds = {".zip": read_zip, ".npz": read_array, ".npy": read_array, **dict.fromkeys(SUFFIXES, read_image)}
     if path.is_dir():
@@ -225,7 +225,7 @@ def _target(root, reader, size, n):
 
 
 def load(
-    source: str | Path,  # "scenes", "emoji", "afhq", a folder, a .zip, .npz, .npy or image file
+    source: str | Path,  # "scenes", "emoji", "afhq", a folder ("./scenes" if it is called so), .zip, .npz, .npy or image file
     size: int = 128,  # side of the images in pixels: the short side is resized to it, the rest cropped
     n: int | None = None,  # at most so many images, the first by name; None: all (15,000 scenes)
     seed: int = 0,  # of the scenes
