@@ -165,23 +165,23 @@ def weights(folder):
 def equal(a, b): return all(torch.equal(value, weights(b)[name]) for name, value in weights(a).items())
 
 
-class Spoilt(torch.nn.Module):
-    "An objective whose KL is NaN in certain steps (counted from 1)."
-    def __init__(self, inner, steps): super().__init__(); self.inner, self.steps, self.calls = inner, steps, 0
-
-    def describe(self, *args): return self.inner.describe(*args)
-
-    def forward(self, *args):
-        terms = self.inner(*args)
-        self.calls += torch.is_grad_enabled()
-        if self.calls in self.steps and torch.is_grad_enabled():
-            terms.update(kl=terms["kl"] * float("nan"), loss=terms["loss"] * float("nan"))
-        return terms
-
-
 def spoil(monkeypatch, steps):
-    inner = run.make_objective
-    monkeypatch.setattr(run, "make_objective", lambda config: Spoilt(inner(config), steps))
+    "The KL of every run is NaN in certain steps (counted from 1)."
+    make = run.make_objective
+
+    def make_spoilt(config):
+        objective, calls = make(config), []
+        inner = objective.forward
+
+        def forward(*args):
+            terms = inner(*args)
+            if not torch.is_grad_enabled(): return terms
+            calls.append(1)
+            nan = float("nan") if len(calls) in steps else 1
+            return dict(terms, kl=terms["kl"] * nan, loss=terms["loss"] * nan)
+        objective.forward = forward
+        return objective
+    monkeypatch.setattr(run, "make_objective", make_spoilt)
 
 
 def test_a_step_without_a_finite_loss_is_skipped_and_counted(tmp_path, peace, monkeypatch):
