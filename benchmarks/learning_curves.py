@@ -1,60 +1,98 @@
-"""Is the fast network as good? `default` and `reference` trained on the same images, in the same order, to the same number.
+"""Is the fast network as good? Presets and other designs, trained on the same images, in the same order, to the same number.
 
-    python benchmarks/learning_curves.py --device cuda --epochs 20                 scenes at 128x128, LPIPS with the AlexNet trunk
-    python benchmarks/learning_curves.py --images 600 --size 64 --epochs 4 --lpips none       small enough for a CPU
+    python benchmarks/learning_curves.py --device cuda --batch-size 32 --lr 1e-4 --passes 20   the recipe, scenes at 128x128
+    python benchmarks/learning_curves.py                                                       what two cores can do in an hour
+    python benchmarks/learning_curves.py --size 64 --design reference default pixels4       other stems, smaller images
 
-Held-out L1, LPIPS and KL after every epoch, the images seen and the seconds passed, for both presets, go to
-benchmarks/results/learning_curves_DEVICE.json.
+Held-out L1, LPIPS, KL and PSNR against the images seen and the seconds of training go to
+benchmarks/results/learning_curves_SIZE_DEVICE.json, after every measurement. LPIPS, in the loss and in the measurement, uses
+the SqueezeNet trunk; --trunk names its ImageNet weights, or says random.
 """
 import argparse
 import json
-import subprocess
-import sys
-import tempfile
+import time
 from datetime import date
 from pathlib import Path
 
+import torch
 from throughput import machine
 
-from vae_nb.config import Config
+from vae_nb.config import CHOICES, RECIPES, recipe
+from vae_nb.objective import Objective
+from vae_nb.perceptual import LPIPS
+from vae_nb.scenes import scenes
+from vae_nb.train import every, fit, new_state, validate
+from vae_nb.vae import PRESETS, VAE, costs
 
 RESULTS = Path(__file__).parent / "results"
+DESIGNS = {  # name: what it tries; all have about 12 M parameters and the latent of the presets
+    "pixels4": dict(size=128, widths=[128, 288], latent=[8, 16, 16], blocks=[1, 2], stem=4, mid=2, mirror=True),
+    "pixels2": dict(size=128, widths=[32, 64, 304], latent=[8, 16, 16], blocks=[1, 1, 2], stem=2, mid=2, mirror=True),
+    "deep": dict(size=128, widths=[184], latent=[8, 16, 16], blocks=5, stem=8, mid=4, mirror=True),
+    "wide": dict(size=128, widths=[376], latent=[8, 16, 16], blocks=1, stem=8, mid=1, mirror=True),
+}
 
 
-def run(preset, given, options):
-    "Train one preset with the command that everybody uses; the summary of the run and its held-out rows."
-    folder = Path(tempfile.mkdtemp()) / preset
-    command = [Path(sys.executable).with_name("vae-train"), "scenes", "--preset", preset, "--out", folder, "--wandb", "disabled",
-               *(word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value)))]
-    subprocess.run([str(word) for word in command], check=True)
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    curve = [dict(images=row["step"] * given.batch_size, **{name: row[name] for name in row if name.endswith("_val")})
-             for row in rows if "l1_val" in row]
-    return dict(curve=curve, summary=json.loads((folder / "summary.json").read_text()))
+def work(name):
+    "Parameters and FLOP (one image, forward, at 128x128) of a design."
+    rows = costs(VAE.preset(name, size=128))
+    total = lambda key: sum(row[key] for row in rows)
+    return dict(design=PRESETS[name], parameters=total("parameters"), gflop=round(total("flop") / 1e9, 2))
+
+
+def train(name, images, given, keep):
+    "Train one design; `keep` is called with a row of held-out terms, with images seen and seconds, at every measurement."
+    config = recipe(name, size=given.size, batch_size=given.batch_size, lr=given.lr, warmup=given.warmup, epochs=given.passes,
+                    device=given.device, seed=given.seed, ema=0.99)
+    state = new_state(config)
+    objective = Objective(config.beta, LPIPS("squeeze", given.trunk)).to(state.device)
+    train, val = torch.arange(given.images), torch.arange(given.images, len(images))
+    clock = dict(seconds=0.0, since=time.perf_counter())
+
+    def measure(state, terms):
+        if state.device.type == "cuda": torch.cuda.synchronize()
+        clock["seconds"] += time.perf_counter() - clock["since"]
+        found = validate(state, objective, images, val)
+        keep(dict(images=state.step * given.batch_size, seconds=round(clock["seconds"], 1),
+                  **{key: round(value, 5) for key, value in found.items()}))
+        clock["since"] = time.perf_counter()
+
+    fit(state, objective, images, train, hooks=[every(given.every, measure)])
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=["demo", "default", "reference"], nargs="+", default=["default", "reference"])
-    parser.add_argument("--images", type=int, default=15000)
+    PRESETS.update(DESIGNS)
+    RECIPES.update({name: {} for name in DESIGNS})
+    CHOICES["preset"] = tuple(PRESETS)
+    parser.add_argument("--design", choices=list(PRESETS), nargs="+", default=["default", "reference"])
+    parser.add_argument("--images", type=int, default=6400, help="to train on; 200 more are held out")
+    parser.add_argument("--passes", type=int, default=1, help="over the training images")
+    parser.add_argument("--every", type=int, default=50, help="steps between measurements")
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=Config.lr)
-    parser.add_argument("--lpips", default="alex")
-    parser.add_argument("--trunk", default="auto")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--warmup", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--trunk", default="../shared/weights/squeezenet1_1_features.pth")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--out", type=Path, help="where the figures go, if not to results/")
     given = parser.parse_args()
 
-    options = {name: value for name, value in vars(given).items() if name != "preset"}
-    record = dict(machine=machine(given.device), date=date.today().isoformat(), **options, presets={})
-    for preset in given.preset:
-        record["presets"][preset] = run(preset, given, options)
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"learning_curves_{given.device}.json").write_text(json.dumps(record, indent=1) + "\n")
-    for preset, found in record["presets"].items():
-        last = found["curve"][-1]
-        print(f"{preset:10}", {name: round(value, 4) for name, value in last.items()}, f"{found['summary']['seconds']:.0f} s")
+    images, _ = scenes(given.images + 200, size=given.size, seed=given.seed)
+    out = given.out or RESULTS / f"learning_curves_{given.size}_{given.device}.json"
+    settings = {key: value for key, value in vars(given).items() if key not in ("design", "out", "trunk")}
+    settings["trunk"] = "random" if given.trunk == "random" else "ImageNet"
+    record = dict(machine=machine(given.device), date=date.today().isoformat(), torch=torch.__version__.split("+")[0], **settings,
+                  designs={})
+    for name in given.design:
+        record["designs"][name] = found = work(name) | dict(curve=[])
+
+        def keep(row, found=found, name=name):
+            found["curve"].append(row)
+            out.write_text(json.dumps(record, indent=1) + "\n")
+            print(f"{name:10}", "  ".join(f"{key} {value:g}" for key, value in row.items()), flush=True)
+        train(name, images, given, keep)
 
 
 if __name__ == "__main__":

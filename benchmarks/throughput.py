@@ -2,11 +2,17 @@
 
     OMP_NUM_THREADS=2 python benchmarks/throughput.py                             on the CPU
     python benchmarks/throughput.py --device cuda --steps 50 --preset default     on a GPU
+    python benchmarks/throughput.py --until 0.1 --size 64 --preset default        seconds to a held-out L1, instead
+    python benchmarks/throughput.py --profile                                     where our time goes, instead
     pip install --no-deps pythae cloudpickle                                      to have pythae in the race
 
 Each round lets every contestant train for a few steps, in turn, and ratios are taken within a round: whatever else the
 machine does hits all alike. What is kept is the median over the rounds, after one round of warm-up. The result goes to
 benchmarks/results/throughput_DEVICE.json. Run it on a quiet machine.
+
+With --until, each contestant is trained from fresh weights until its mean absolute error on 128 held-out images is as low as
+that; only the seconds of training count. To benchmarks/results/seconds_to_l1_DEVICE.json. With --profile, the operations that
+take most of our own step go to benchmarks/results/profile_DEVICE.json.
 
 The plain loop is how such projects are usually written: PNG files in a DataLoader with two workers, contiguous tensors, AdamW
 as it comes, the lpips package, `.item()` for every term at every step; once in 32 bits, once under bf16 autocast. pythae knows
@@ -36,7 +42,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from vae_nb.config import Config
-from vae_nb.data import batches
+from vae_nb.data import batches, to_float
 from vae_nb.objective import Objective
 from vae_nb.perceptual import LPIPS
 from vae_nb.scenes import scenes
@@ -63,15 +69,15 @@ def endless(make):
 
 def ours(preset, images, folder, given, net):
     "This library's own step."
-    config = Config(preset=preset, size=given.size, batch_size=given.batch, device=given.device)
+    config = Config(preset=preset, size=given.size, batch_size=given.batch, device=given.device, lr=given.lr, warmup=0)
     state = new_state(config)
     objective = Objective(0.02, LPIPS(net, given.trunk) if net else None).to(state.device)
     images = images.to(state.device)
     source = endless(lambda: batches(images, torch.arange(len(images)), given.batch, device=state.device, drop_last=True))
 
     def steps(n):
-        for x in islice(source, n): step(state, objective, x, 100_000)
-    return steps
+        for x in islice(source, n): step(state, objective, x, 1_000_000)
+    return steps, lambda x: state.model(x)[0]
 
 
 def plain(preset, images, folder, given, net, precision):
@@ -81,7 +87,7 @@ def plain(preset, images, folder, given, net, precision):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         judge = lpips.LPIPS(net=net, pnet_rand=given.trunk == "random", verbose=False).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=given.lr)
     loader = DataLoader(Pictures(folder), given.batch, shuffle=True, num_workers=2, drop_last=True, persistent_workers=True,
                         pin_memory=device.type == "cuda")
     half = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
@@ -100,7 +106,7 @@ def plain(preset, images, folder, given, net, precision):
             loss.backward()
             optimizer.step()
             [term.item() for term in (loss, l1, perceptual, kl)]
-    return steps
+    return steps, lambda x: model(x)[0]
 
 
 def with_pythae(preset, images, folder, given):
@@ -134,7 +140,7 @@ def with_pythae(preset, images, folder, given):
     model = TheirVAE(config, encoder=TheirEncoder(), decoder=TheirDecoder())
     data = BaseDataset((images / 127.5 - 1).float(), torch.zeros(len(images)))
     settings = BaseTrainerConfig(output_dir=tempfile.mkdtemp(), num_epochs=1, per_device_train_batch_size=given.batch,
-                                 learning_rate=1e-4, no_cuda=given.device == "cpu", amp=given.device == "cuda")
+                                 learning_rate=given.lr, no_cuda=given.device == "cpu", amp=given.device == "cuda")
     trainer = BaseTrainer(model, data, training_config=settings)
     trainer.prepare_training()
     loader = trainer.train_loader
@@ -142,7 +148,7 @@ def with_pythae(preset, images, folder, given):
     def steps(n):
         trainer.train_loader = Few(loader, n)
         with redirect_stderr(io.StringIO()): trainer.train_step(epoch=1)     # its progress bar
-    return steps
+    return steps, lambda x: network(x)[0]
 
 
 class Few:
@@ -171,13 +177,13 @@ def ceiling(device, dtype, seconds=2.0):
 
 
 def step_flops(preset, given, net):
-    "FLOP for an image: network forward and backward (three times forward), LPIPS of x_hat (three times) and of x (once)."
+    "FLOP for an image: the network three times (backward goes to activations and to weights), LPIPS of x_hat twice, of x once."
     model, x = VAE.preset(preset, size=given.size), torch.zeros(1, 3, given.size, given.size)
     with FlopCounterMode(display=False) as counter, torch.no_grad(): model(x)
     total, judge = 3 * counter.get_total_flops(), LPIPS(net, "random") if net else None
     if judge is not None:
         with FlopCounterMode(display=False) as counter, torch.no_grad(): judge(x, x)
-        total += 2 * counter.get_total_flops()     # one half of it is the pass over x, which has no backward
+        total += 1.5 * counter.get_total_flops()     # it counted x and x_hat once; the frozen trunk's backward goes to x_hat only
     return total
 
 
@@ -194,11 +200,69 @@ def race(contestants, base, given):
     "Medians over the rounds: images/s of each, and how many times as fast as each of `base` it is."
     rows = []
     for _ in range(given.rounds + 1):
-        rows.append({name: timed(steps, given.steps, given.device) / given.steps for name, steps in contestants.items()})
+        rows.append({name: timed(steps, given.steps, given.device) / given.steps for name, (steps, _) in contestants.items()})
         print("  " + "  ".join(f"{name} {given.batch / s:.2f}" for name, s in rows[-1].items()), "images/s", flush=True)
     rows = rows[1:]
     return dict(images_per_second={name: round(given.batch / median(row[name] for row in rows), 2) for name in contestants},
                 ratio={f"ours / {other}": round(median(row[other] / row["ours"] for row in rows), 2) for other in base})
+
+
+def to_the_mark(make, held_out, given):
+    "Images, and seconds of training, until the held-out L1 is as low as asked; measured after every few steps."
+    torch.manual_seed(0)
+    steps, reconstruct = make()
+    done, seconds, x = 0, 0.0, to_float(held_out.to(given.device))
+    while True:
+        seconds, done = seconds + timed(steps, given.steps, given.device), done + given.steps
+        with torch.no_grad(), torch.autocast(given.device, torch.bfloat16): l1 = (reconstruct(x) - x).abs().mean().item()
+        if done % (10 * given.steps) == 0: print(f"    {done * given.batch:6,} images  {seconds:5.0f} s  L1 {l1:.3f}", flush=True)
+        if l1 <= given.until: return dict(images=done * given.batch, seconds=round(seconds, 1))
+
+
+def contestants(preset, images, folder, given, judged):
+    "Name -> how to make it, of all that train on this loss."
+    common = (preset, images, folder, given)
+    if judged:
+        return {"ours": lambda: ours(*common, given.net), "plain fp32": lambda: plain(*common, given.net, "fp32"),
+                "plain bf16": lambda: plain(*common, given.net, "bf16")}
+    return {"ours": lambda: ours(*common, None), "pythae": lambda: with_pythae(*common)} if find_spec("pythae") else {}
+
+
+def speed(preset, images, folder, given, roof):
+    "Images/s of everybody, and how far ours is from what the machine can do."
+    found = {}
+    for key, judged in dict(full=True, without_lpips=False).items():
+        print(f"{preset}, L1 {'+ LPIPS ' * judged}+ KL")
+        made = {name: make() for name, make in contestants(preset, images, folder, given, judged).items()}
+        if made: found[key] = race(made, list(made)[1:], given)
+    flops, best = step_flops(preset, given, given.net), max(roof.values())
+    rate = found["full"]["images_per_second"]["ours"] * flops
+    found["full"] |= dict(gflop_per_image=round(flops / 1e9, 2), achieved_tflops=round(rate / 1e12, 3),
+                          share_of_ceiling=round(rate / best, 3), roofline_images_per_second=math.floor(best / flops * 10) / 10)
+    return found
+
+
+def marks(preset, images, folder, given, roof):
+    "Images and seconds that everybody needs to the mark."
+    held_out, _ = scenes(128, size=given.size, seed=1)
+    found = {}
+    for judged in (True, False):
+        for name, make in contestants(preset, images, folder, given, judged).items():
+            print(f"{preset}, L1 {'+ LPIPS ' * judged}+ KL: {name}")
+            found[name if judged else f"{name} without LPIPS"] = to_the_mark(make, held_out, given)
+    return found
+
+
+def profile(preset, images, folder, given, roof):
+    "The operations that take most of our own step, and their shares of it."
+    steps, _ = ours(preset, images, folder, given, given.net)
+    steps(2)
+    kind = torch.profiler.ProfilerActivity.CUDA if given.device == "cuda" else torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[kind]) as watched: timed(steps, 3, given.device)
+    spent = {event.key: event.self_device_time_total if given.device == "cuda" else event.self_cpu_time_total
+             for event in watched.key_averages()}
+    largest = sorted(spent, key=spent.get, reverse=True)[:8]
+    return {name: round(spent[name] / sum(spent.values()), 3) for name in largest}
 
 
 def main():
@@ -206,14 +270,18 @@ def main():
     parser.add_argument("--preset", choices=["demo", "default", "reference"], nargs="+", default=["default", "reference"])
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--steps", type=int, default=2, help="steps of each contestant in a round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=256, help="scenes to train on")
+    parser.add_argument("--until", type=float, help="the held-out L1 to be reached, in [0,2]")
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--net", choices=["alex", "vgg", "squeeze"], default="alex", help="trunk of LPIPS")
     parser.add_argument("--trunk", choices=["imagenet", "random"], default="random", help="its weights; speed is the same")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     given = parser.parse_args()
 
-    images, _ = scenes(max(256, 2 * given.batch), size=given.size)
+    images, _ = scenes(max(given.images, 2 * given.batch), size=given.size)
     folder = Path(tempfile.mkdtemp())
     for i, image in enumerate(images): Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:05d}.png")
 
@@ -222,26 +290,15 @@ def main():
         except PackageNotFoundError: return None
 
     roof = {name: ceiling(given.device, dtype) for name, dtype in dict(bf16=torch.bfloat16, fp32=torch.float32).items()}
-    record = dict(machine=machine(given.device), date=date.today().isoformat(), size=given.size, batch=given.batch, net=given.net,
-                  steps=given.steps, rounds=given.rounds, matmul_ceiling_tflops={k: round(v / 1e12, 3) for k, v in roof.items()},
+    what, measure = ("profile", profile) if given.profile else ("seconds_to_l1", marks) if given.until else ("throughput", speed)
+    settings = {name: value for name, value in vars(given).items() if name not in ("profile", "preset", "device")}
+    record = dict(machine=machine(given.device), date=date.today().isoformat(), **settings,
+                  matmul_ceiling_tflops={k: round(v / 1e12, 3) for k, v in roof.items()},
                   versions={name: installed(name) for name in ("torch", "torchvision", "lpips", "pythae")}, presets={})
     for preset in given.preset:
-        common = (preset, images, folder, given)
-        print(f"{preset}, L1 + LPIPS + KL")
-        full = race({"ours": ours(*common, given.net), "plain fp32": plain(*common, given.net, "fp32"),
-                     "plain bf16": plain(*common, given.net, "bf16")}, ("plain fp32", "plain bf16"), given)
-        flops = step_flops(preset, given, given.net)
-        rate = full["images_per_second"]["ours"] * flops
-        full |= dict(gflop_per_image=round(flops / 1e9, 2), achieved_tflops=round(rate / 1e12, 3),
-                     share_of_ceiling=round(rate / max(roof.values()), 3),
-                     roofline_images_per_second=math.floor(max(roof.values()) / flops * 10) / 10)
-        record["presets"][preset] = dict(full=full)
-        if find_spec("pythae"):
-            print(f"{preset}, without LPIPS")
-            pair = {"ours": ours(*common, None), "pythae": with_pythae(*common)}
-            record["presets"][preset]["without_lpips"] = race(pair, ("pythae",), given)
+        record["presets"][preset] = measure(preset, images, folder, given, roof)
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"throughput_{given.device}.json").write_text(json.dumps(record, indent=1) + "\n")
+        (RESULTS / f"{what}_{given.device}.json").write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record["presets"], indent=1))
 
 

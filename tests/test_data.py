@@ -365,7 +365,7 @@ def test_a_source_without_a_readable_image_says_why(tmp_path):
         load(tmp_path / "empty", cache=tmp_path / "cache", progress=quiet)
     (tmp_path / "empty" / "a.png").write_bytes(b"not a picture")
     (tmp_path / "empty" / "b.csv").write_bytes(b"1,2")
-    with pytest.raises(ValueError, match=r"1 skipped: a.png \(not an image .*1 other files ignored \(.csv x1\)"):
+    with pytest.raises(ValueError, match=r"1 skipped: a.png \(not an image .*1 other file ignored \(.csv x1\)"):
         load(tmp_path / "empty", cache=tmp_path / "cache", progress=quiet)
     assert [p for p in (tmp_path / "cache").iterdir() if not p.name.startswith(".")] == []
 

@@ -86,7 +86,8 @@ def _skipped(skipped):
 
 
 def _ignored(other):
-    return f"{sum(other.values()):,} other files ignored (" + _first(f"{k} x{v}" for k, v in other.most_common()) + ")"
+    n = other.total()
+    return f"{n:,} other file{'s' * (n > 1)} ignored (" + _first(f"{k} x{v}" for k, v in other.most_common()) + ")"
 
 
 def _short(path):

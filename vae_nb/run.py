@@ -278,10 +278,11 @@ def finish(run, tracker, summary):
     tracker.finish(summary)
     write = lambda temporary: temporary.write_text(json.dumps(summary, indent=1))
     tracker.forgiving("summary.json", write_safely, run / "summary.json", write)
+    took = f"{summary['seconds']:.0f} seconds" if summary["seconds"] < 100 else f"{summary['seconds'] / 60:.1f} minutes"
     names = [name for name in ("l1_val", "lpips_val", "kl_val") if name in summary]
     terms = ", ".join(f"{name.removesuffix('_val').upper()} {summary[name]:.4f}" for name in names)
     print(f"""
-Trained for {summary['seconds'] / 60:.1f} minutes. On images it has never seen:
+Trained for {took}. On images it has never seen:
 PSNR {summary['psnr_val']:.1f} dB (the mean training image has {summary['psnr_mean_image']:.1f} dB), {terms}.
 
 {run}/
