@@ -8,24 +8,18 @@ RAM as long as there is room for it) with a small and a large set. Needs /proc, 
 benchmarks/results/footprint_cpu.json. Run it on a quiet machine.
 """
 import argparse
-import json
 import re
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from datetime import date
 from pathlib import Path
 from statistics import median
 
-import torch
-from throughput import machine
+from record import header, save
 
 from vae_nb.data import load
-
-RESULTS = Path(__file__).parent / "results"
-
 
 def started(folder, given, images):
     "A run, and the seconds until its first progress line."
@@ -81,10 +75,8 @@ def main():
     for images in given.images: load("scenes", given.size, images)   # render and cache them, if that was not done yet
     starts = [start_up(given, max(given.images)) for _ in range(given.rounds)]
     peaks = {images: memory(given, images) for images in given.images}
-    record = dict(machine=machine("cpu"), date=date.today().isoformat(), torch=torch.__version__.split("+")[0], **vars(given),
-                  start_up_seconds=[round(seconds, 2) for seconds in starts], peak_memory_mb=peaks)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "footprint_cpu.json").write_text(json.dumps(record, indent=1) + "\n")
+    record = header("cpu", **vars(given), start_up_seconds=[round(seconds, 2) for seconds in starts], peak_memory_mb=peaks)
+    save(record, "footprint", "cpu")
     print(f"first progress line after {median(starts):.1f} s (median of {given.rounds}; {min(starts):.1f} to {max(starts):.1f})")
     for images, peak in peaks.items(): print(f"{images:6,} images: {peak:,} MB")
 

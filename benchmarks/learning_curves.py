@@ -5,26 +5,27 @@
     python benchmarks/learning_curves.py --size 64 --design reference default pixels4       other stems, smaller images
 
 Held-out L1, LPIPS, KL and PSNR against the images seen and the seconds of training go to
-benchmarks/results/learning_curves_SIZE_DEVICE.json, after every measurement. LPIPS, in the loss and in the measurement, uses
-the SqueezeNet trunk; --trunk names its ImageNet weights, or says random.
+benchmarks/results/learning_curves_SIZE_DEVICE.json, after every measurement; the .png beside it has held-out images, and below
+them what each design makes of them in the end. LPIPS, in the loss and in the measurement, uses the SqueezeNet trunk; --trunk
+names its ImageNet weights, or says random.
 """
 import argparse
 import json
 import time
-from datetime import date
 from pathlib import Path
 
 import torch
-from throughput import machine
+from record import RESULTS, header
 
 from vae_nb.config import CHOICES, RECIPES, recipe
+from vae_nb.data import to_float
 from vae_nb.objective import Objective
 from vae_nb.perceptual import LPIPS
 from vae_nb.scenes import scenes
+from vae_nb.style import grid
 from vae_nb.train import every, fit, new_state, validate
 from vae_nb.vae import PRESETS, VAE, costs
 
-RESULTS = Path(__file__).parent / "results"
 DESIGNS = {  # name: what it tries; all have about 12 M parameters and the latent of the presets
     "pixels4": dict(size=128, widths=[128, 288], latent=[8, 16, 16], blocks=[1, 2], stem=4, mid=2, mirror=True),
     "pixels2": dict(size=128, widths=[32, 64, 304], latent=[8, 16, 16], blocks=[1, 1, 2], stem=2, mid=2, mirror=True),
@@ -41,7 +42,7 @@ def work(name):
 
 
 def train(name, images, given, keep):
-    "Train one design; `keep` is called with a row of held-out terms, with images seen and seconds, at every measurement."
+    "A trained design; `keep` is called with a row of held-out terms, with images seen and seconds, at every measurement."
     config = recipe(name, size=given.size, batch_size=given.batch_size, lr=given.lr, warmup=given.warmup, epochs=given.passes,
                     device=given.device, seed=given.seed, ema=0.99)
     state = new_state(config)
@@ -57,7 +58,7 @@ def train(name, images, given, keep):
                   **{key: round(value, 5) for key, value in found.items()}))
         clock["since"] = time.perf_counter()
 
-    fit(state, objective, images, train, hooks=[every(given.every, measure)])
+    return fit(state, objective, images, train, hooks=[every(given.every, measure)]).ema
 
 
 def main():
@@ -83,8 +84,9 @@ def main():
     out = given.out or RESULTS / f"learning_curves_{given.size}_{given.device}.json"
     settings = {key: value for key, value in vars(given).items() if key not in ("design", "out", "trunk")}
     settings["trunk"] = "random" if given.trunk == "random" else "ImageNet"
-    record = dict(machine=machine(given.device), date=date.today().isoformat(), torch=torch.__version__.split("+")[0], **settings,
-                  designs={})
+    record = header(given.device, **settings, designs={})
+    shown = to_float(images[given.images:given.images + 8])
+    rows = [shown]
     for name in given.design:
         record["designs"][name] = found = work(name) | dict(curve=[])
 
@@ -92,7 +94,9 @@ def main():
             found["curve"].append(row)
             out.write_text(json.dumps(record, indent=1) + "\n")
             print(f"{name:10}", "  ".join(f"{key} {value:g}" for key, value in row.items()), flush=True)
-        train(name, images, given, keep)
+        network = train(name, images, given, keep)
+        with torch.no_grad(): rows.append(network.decode(network.encode(shown.to(given.device)).mode()).cpu())
+        grid(torch.cat(rows)).save(out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

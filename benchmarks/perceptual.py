@@ -14,31 +14,16 @@ the rest were free.
 """
 import argparse
 import json
-import platform
 import time
 import warnings
 from contextlib import nullcontext
-from datetime import date
-from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 
 import lpips
 import torch
+from record import RESULTS, header, save
 
 from vae_nb.perceptual import LPIPS, NETS
-
-RESULTS = Path(__file__).parent / "results"
-
-
-def machine(device):
-    "The kind of machine, in words."
-    if device == "cuda": return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    maker = next((maker for maker in ("AMD EPYC", "Intel Xeon") if maker.split()[1] in name), name)
-    return f"{maker}, {torch.get_num_threads()} threads"
-
 
 def official(ours):
     "The lpips package with our trunk's weights, as its users get it: in evaluation mode, 32 bits."
@@ -114,16 +99,14 @@ def main():
     given = parser.parse_args()
 
     file = RESULTS / f"lpips_{given.device}.json"
-    RESULTS.mkdir(exist_ok=True)
     record = json.loads(file.read_text()) if file.exists() else {}
-    record |= dict(machine=machine(given.device), date=date.today().isoformat(), batch=given.batch, size=given.size,
-                   versions={name: version(name) for name in ("torch", "torchvision", "lpips")})
+    record |= header(given.device, batch=given.batch, size=given.size)
     for net in given.net:
         found = measure(net, given.batch, given.size, given.rounds, given.device, given.compile, given.mode)
         before = record.setdefault("nets", {}).setdefault(net, {}) if given.mode else {}
         found = {key: {**before.get(key, {}), **value} if isinstance(value, dict) else value for key, value in found.items()}
         record["nets"][net] = found
-        file.write_text(json.dumps(record, indent=1) + "\n")
+        save(record, "lpips", given.device)
         print(net)
         for name, ms in found["ms"].items():
             print(f"  {name:34} {ms:9.1f} ms   {found['ratio'][name]:>6} times as fast")

@@ -22,13 +22,10 @@ import argparse
 import io
 import json
 import math
-import platform
 import tempfile
 import time
 import warnings
 from contextlib import nullcontext, redirect_stderr
-from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -37,6 +34,7 @@ from statistics import median
 import lpips
 import torch
 from PIL import Image
+from record import header, save
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
@@ -48,9 +46,6 @@ from vae_nb.perceptual import LPIPS
 from vae_nb.scenes import scenes
 from vae_nb.train import new_state, pick_device, step
 from vae_nb.vae import VAE
-
-RESULTS = Path(__file__).parent / "results"
-
 
 class Pictures(Dataset):
     "A folder of PNG files, as most tutorials read it."
@@ -187,15 +182,6 @@ def step_flops(preset, given, net):
     return total
 
 
-def machine(device):
-    "The kind of machine, in words."
-    if device == "cuda": return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    maker = next((maker for maker in ("AMD EPYC", "Intel Xeon") if maker.split()[1] in name), name)
-    return f"{maker}, {torch.get_num_threads()} threads"
-
-
 def race(contestants, base, given):
     "Medians over the rounds: images/s of each, and how many times as fast as each of `base` it is."
     rows = []
@@ -285,20 +271,13 @@ def main():
     folder = Path(tempfile.mkdtemp())
     for i, image in enumerate(images): Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:05d}.png")
 
-    def installed(name):
-        try: return version(name)
-        except PackageNotFoundError: return None
-
     roof = {name: ceiling(given.device, dtype) for name, dtype in dict(bf16=torch.bfloat16, fp32=torch.float32).items()}
     what, measure = ("profile", profile) if given.profile else ("seconds_to_l1", marks) if given.until else ("throughput", speed)
     settings = {name: value for name, value in vars(given).items() if name not in ("profile", "preset", "device")}
-    record = dict(machine=machine(given.device), date=date.today().isoformat(), **settings,
-                  matmul_ceiling_tflops={k: round(v / 1e12, 3) for k, v in roof.items()},
-                  versions={name: installed(name) for name in ("torch", "torchvision", "lpips", "pythae")}, presets={})
+    record = header(given.device, **settings, matmul_ceiling_tflops={k: round(v / 1e12, 3) for k, v in roof.items()}, presets={})
     for preset in given.preset:
         record["presets"][preset] = measure(preset, images, folder, given, roof)
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{what}_{given.device}.json").write_text(json.dumps(record, indent=1) + "\n")
+        save(record, what, given.device)
     print(json.dumps(record["presets"], indent=1))
 
 

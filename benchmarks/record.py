@@ -1,0 +1,34 @@
+"What all benchmarks write down: the kind of machine, the date, the versions, and where the figures go."
+import json
+import platform
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine(device):
+    "The kind of machine, in words."
+    if device == "cuda": return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    maker = next((maker for maker in ("AMD EPYC", "Intel Xeon") if maker.split()[1] in name), name)
+    return f"{maker}, {torch.get_num_threads()} threads"
+
+
+def header(device, **settings):
+    "The beginning of every record."
+    def installed(name):
+        try: return version(name)
+        except PackageNotFoundError: return None
+    versions = {name: installed(name) for name in ("torch", "torchvision", "lpips", "pythae")}
+    return dict(machine=machine(device), date=date.today().isoformat(), versions=versions, **settings)
+
+
+def save(record, name, device):
+    "To benchmarks/results/NAME_DEVICE.json."
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}_{device}.json").write_text(json.dumps(record, indent=1) + "\n")
