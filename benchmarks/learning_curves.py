@@ -1,8 +1,8 @@
 """Is the fast network as good? Presets and other designs, trained on the same images, in the same order, to the same number.
 
-    python benchmarks/learning_curves.py --device cuda --batch-size 32 --lr 1e-4 --passes 20   the recipe, scenes at 128x128
-    python benchmarks/learning_curves.py                                                       what two cores can do in an hour
-    python benchmarks/learning_curves.py --size 64 --design reference default pixels4       other stems, smaller images
+    python benchmarks/learning_curves.py --device cuda --batch-size 32 --images 14000 --passes 20 --lr 1e-4 1e-3    on a GPU
+    python benchmarks/learning_curves.py                                                 what two cores can do in an hour
+    python benchmarks/learning_curves.py --size 64 --design reference default pixels4    other stems, smaller images
 
 Held-out L1, LPIPS, KL and PSNR against the images seen and the seconds of training go to
 benchmarks/results/learning_curves_SIZE_DEVICE.json, after every measurement; the .png beside it has held-out images, and below
@@ -12,10 +12,13 @@ names its ImageNet weights, or says random.
 import argparse
 import json
 import time
+from itertools import product
 from pathlib import Path
 
 import torch
+from PIL import Image
 from record import RESULTS, header
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from vae_nb.config import CHOICES, RECIPES, recipe
 from vae_nb.data import to_float
@@ -38,12 +41,12 @@ def work(name):
     "Parameters and FLOP (one image, forward, at 128x128) of a design."
     rows = costs(VAE.preset(name, size=128))
     total = lambda key: sum(row[key] for row in rows)
-    return dict(design=PRESETS[name], parameters=total("parameters"), gflop=round(total("flop") / 1e9, 2))
+    return dict(name=name, design=PRESETS[name], parameters=total("parameters"), gflop=round(total("flop") / 1e9, 2))
 
 
-def train(name, images, given, keep):
+def train(name, lr, images, given, keep):
     "A trained design; `keep` is called with a row of held-out terms, with images seen and seconds, at every measurement."
-    config = recipe(name, size=given.size, batch_size=given.batch_size, lr=given.lr, warmup=given.warmup, epochs=given.passes,
+    config = recipe(name, size=given.size, batch_size=given.batch_size, lr=lr, warmup=given.warmup, epochs=given.passes,
                     device=given.device, seed=given.seed, ema=0.99)
     state = new_state(config)
     objective = Objective(config.beta, LPIPS("squeeze", given.trunk)).to(state.device)
@@ -72,31 +75,41 @@ def main():
     parser.add_argument("--every", type=int, default=50, help="steps between measurements")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--lr", type=float, nargs="+", default=[3e-4], help="peaks; every design is trained with every one")
     parser.add_argument("--warmup", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trunk", default="../shared/weights/squeezenet1_1_features.pth")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--add", action="store_true", help="to the runs that are in the file, which had the same settings")
     parser.add_argument("--out", type=Path, help="where the figures go, if not to results/")
     given = parser.parse_args()
 
     images, _ = scenes(given.images + 200, size=given.size, seed=given.seed)
     out = given.out or RESULTS / f"learning_curves_{given.size}_{given.device}.json"
-    settings = {key: value for key, value in vars(given).items() if key not in ("design", "out", "trunk")}
+    settings = {key: value for key, value in vars(given).items() if key not in ("design", "lr", "out", "trunk", "add")}
     settings["trunk"] = "random" if given.trunk == "random" else "ImageNet"
-    record = header(given.device, **settings, designs={})
-    shown = to_float(images[given.images:given.images + 8])
-    rows = [shown]
-    for name in given.design:
-        record["designs"][name] = found = work(name) | dict(curve=[])
+    record, shown = header(given.device, **settings, runs=[]), to_float(images[given.images:given.images + 8])
+    before, rows = json.loads(out.read_text()) if given.add else record, [shown]
+    if other := [key for key in settings if before[key] != settings[key]]: raise SystemExit(f"{out}: other {', '.join(other)}")
+    record["runs"] = before["runs"]
+    if given.add: rows = [pil_to_tensor(Image.open(out.with_suffix(".png")))]
+    for name, lr in product(given.design, given.lr):
+        found = work(name) | dict(lr=lr, curve=[])
+        record["runs"].append(found)
 
-        def keep(row, found=found, name=name):
+        def keep(row, found=found, said=f"{name}, {lr:g}"):
             found["curve"].append(row)
             out.write_text(json.dumps(record, indent=1) + "\n")
-            print(f"{name:10}", "  ".join(f"{key} {value:g}" for key, value in row.items()), flush=True)
-        network = train(name, images, given, keep)
+            print(f"{said:16}", "  ".join(f"{key} {value:g}" for key, value in row.items()), flush=True)
+        network = train(name, lr, images, given, keep)
         with torch.no_grad(): rows.append(network.decode(network.encode(shown.to(given.device)).mode()).cpu())
-        grid(torch.cat(rows)).save(out.with_suffix(".png"))
+        picture(rows).save(out.with_suffix(".png"))
+
+
+def picture(rows):
+    "Rows of images below each other; the first may be a picture that was made before."
+    whole = [row if row.ndim == 3 else pil_to_tensor(grid(row)) for row in rows]
+    return to_pil_image(torch.cat([row[:, 2 * (i > 0):] for i, row in enumerate(whole)], 1))   # one margin between two rows
 
 
 if __name__ == "__main__":
