@@ -19,7 +19,7 @@ def machine(device):
     return f"{maker}, {torch.get_num_threads()} threads"
 
 
-def header(device, **settings):
+def header(device, /, **settings):
     "The beginning of every record."
     def installed(name):
         try: return version(name)
