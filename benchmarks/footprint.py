@@ -26,7 +26,7 @@ def started(folder, given, images):
     program, start = Path(sys.executable).with_name("vae-train"), time.perf_counter()
     words = [program, "scenes", "--size", given.size, "--images", images, "--preset", given.preset, "--batch-size", given.batch,
              "--lpips", given.lpips, "--trunk", "random", "--picture-every", 3, "--checkpoint-every", 3, "--wandb", "disabled",
-             "--out", Path(folder) / "run"]
+             "--device", "cpu", "--out", Path(folder) / "run"]
     run = subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     said = b""
     while b"loss=" not in said:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,11 @@ import torch
 from PIL import Image
 
 from vae_nb.checkpoint import load_model, load_state
+from vae_nb.config import recipe
+from vae_nb.objective import Objective
+from vae_nb.scenes import scenes
 from vae_nb.track import read_metrics
+from vae_nb.train import fit, new_state
 
 QUICK = ["--preset", "demo", "--size", "32", "--latent", "16", "--images", "120", "--batch-size", "16", "--lpips", "none",
          "--device", "cpu", "--log-every", "1", "--val-fraction", "0.2"]
@@ -192,3 +197,15 @@ def test_the_script_in_the_readme_runs(root, tmp_path):
                           env=dict(os.environ, OMP_NUM_THREADS="1"))
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "samples.png").width > 400 and load_model(tmp_path / "model.safetensors", "cpu").D
+
+
+def test_a_compiled_run_is_the_same_run(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))   # all but the C compiler
+    images, _ = scenes(40, size=32)
+    ended = {}
+    for choice in ("off", "on"):
+        config = recipe("demo", size=32, epochs=2, batch_size=16, accumulate=2, compile=choice, device="cpu", precision="fp32")
+        ended[choice] = fit(new_state(config), Objective(config.beta), images, torch.arange(40))
+    assert ended["on"].step == ended["off"].step == 4 and not int(ended["on"].lost)
+    for on, off in zip(ended["on"].ema.parameters(), ended["off"].ema.parameters()): assert torch.allclose(on, off, atol=1e-4)
+    assert not [name for name in ended["on"].model.state_dict() if "_orig_mod" in name]

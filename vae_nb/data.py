@@ -309,7 +309,8 @@ def batches(
     rows = index[perm] if shuffle else index
     rows, flips = rows.to(images.device), flips.to(device)
     mine = [_share(i, min(i + batch_size, stop), *share) for i in range(start * batch_size, stop, batch_size)]
-    return (_floats(x.to(device, non_blocking=True), flips[part] if flip else None)
+    pinned = torch.device(device).type == "cuda"   # others would read memory that was handed back meanwhile
+    return (_floats(x.to(device, non_blocking=pinned), flips[part] if flip else None)
             for x, part in zip(_gathered(images, [rows[part] for part in mine], device), mine))
 
 

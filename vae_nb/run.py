@@ -30,7 +30,7 @@ from .config import Config, recipe
 from .data import batches, load, split, to_float
 from .distributed import together
 from .explore import reconstruction_grid, sample_grid
-from .machine import place, uses_bf16
+from .machine import place, tuned, uses_bf16
 from .objective import Objective, beta_share
 from .perceptual import LPIPS
 from .track import Forgiving, Progress, Tracker
@@ -194,7 +194,7 @@ def check_loss(state, objective, images, train):
     "Print the audit of the first batch; a ValueError if something is wrong."
     config = state.config
     x = next(batches(images, train, config.batch_size, 0, config.seed, state.device, flip=not config.no_flip))
-    found = audit(state.model, objective, x, state.optimizer)
+    with tuned(state.device, config.deterministic): found = audit(state.model, objective, x, state.optimizer)
     print(f"{found}\n", flush=True)
     if found.problems:
         raise ValueError(f"--audit: {len(found.problems)} wrong, see above; nothing was trained, and nothing written")

@@ -99,7 +99,8 @@ def step(
 
     model.train()
     optimizer.zero_grad(set_to_none=True)
-    terms, network, parts = {}, network or model, list(zip(x.chunk(config.accumulate), eps.chunk(config.accumulate)))
+    network = model if network is None else network   # (`or` would ask a compiled network for its length)
+    terms, parts = {}, list(zip(x.chunk(config.accumulate), eps.chunk(config.accumulate)))
     for i, (part, noise) in enumerate(parts):
         with autocast(x.device, config.precision), team.hold(network, more=i + 1 < len(parts)):
             x_hat, posterior = network(part.contiguous(memory_format=torch.channels_last), eps=noise)
@@ -110,7 +111,7 @@ def step(
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
     skipped = ~torch.isfinite(norm + terms["loss"])
     optimizer.found_inf = skipped.float()
-    optimizer.step()                                          # where found_inf is 1, this changes nothing
+    if x.device.type != "mps" or not skipped: optimizer.step()   # found_inf = 1: nothing changes (but Apple GPUs overlook it)
 
     state.step, state.lost = state.step + 1, (state.lost + 1) * skipped
     decay = min(config.ema, (1 + state.step) / (10 + state.step))   # early on, forget the random start quickly
@@ -134,8 +135,8 @@ def validate(
             x_hat, posterior = state.ema(x.contiguous(memory_format=torch.channels_last))
             terms = objective(x, x_hat, posterior)
         terms["psnr"] = psnr(x, x_hat).mean()
-        for name, term in terms.items(): sums[name] = sums.get(name, 0) + term.item() * len(x)
-    return {f"{name}_val": value / len(index) for name, value in sums.items()}
+        for name, term in terms.items(): sums[name] = sums.get(name, 0) + term * len(x)
+    return {f"{name}_val": value.item() / len(index) for name, value in sums.items()}
 
 # %% ../nbs/06_train.ipynb #ee72fde9
 def mean_image_psnr(
@@ -179,7 +180,7 @@ def fit(
     total = per_epoch * config.epochs
     with tuned(state.device, config.deterministic):
         images, network = place(images, state.device), team.wrap(state.model)
-        if compiles(config.compile, state.device, total - state.step):
+        if compiles(config.compile, state.device, total):
             print("compiling the network and its loss: the first steps take a minute or two", file=sys.stderr, flush=True)
             network, objective = torch.compile(network), torch.compile(objective)
         while state.step < total:
