@@ -27,7 +27,7 @@ from vae_nb.perceptual import LPIPS
 from vae_nb.scenes import scenes
 from vae_nb.style import grid
 from vae_nb.train import every, fit, new_state, validate
-from vae_nb.vae import PRESETS, VAE, costs
+from vae_nb.vae import PRESETS, VAE, Decoder, costs
 
 DESIGNS = {  # name: what it tries; all have about 12 M parameters and the latent of the presets
     "pixels4": dict(size=128, widths=[128, 288], latent=[8, 16, 16], blocks=[1, 2], stem=4, mid=2, mirror=True),
@@ -35,13 +35,28 @@ DESIGNS = {  # name: what it tries; all have about 12 M parameters and the laten
     "deep": dict(size=128, widths=[184], latent=[8, 16, 16], blocks=5, stem=8, mid=4, mirror=True),
     "wide": dict(size=128, widths=[376], latent=[8, 16, 16], blocks=1, stem=8, mid=1, mirror=True),
 }
+NARROW = dict(PRESETS["default"], widths=[256])
+UNFOLD = {  # these decode in more steps than the narrow default: the arguments of their decoders
+    "unfold2": dict(widths=[32, 64, 256], blocks=[1, 1, 2], stem=2, mid=2),
+    "unfold1": dict(widths=[8, 32, 64, 256], blocks=[1, 1, 1, 2], stem=1, mid=2),
+}
+
+
+def with_decoder(preset):
+    "`VAE.preset` that knows the designs of UNFOLD, too."
+    def extended(name, size=None, latent=None):
+        model = preset(name, size, latent)
+        if name in UNFOLD: model.decoder = Decoder(**UNFOLD[name])
+        return model
+    return extended
 
 
 def work(name):
     "Parameters and FLOP (one image, forward, at 128x128) of a design."
     rows = costs(VAE.preset(name, size=128))
     total = lambda key: sum(row[key] for row in rows)
-    return dict(name=name, design=PRESETS[name], parameters=total("parameters"), gflop=round(total("flop") / 1e9, 2))
+    design = PRESETS[name] | ({"decoder": UNFOLD[name]} if name in UNFOLD else {})
+    return dict(name=name, design=design, parameters=total("parameters"), gflop=round(total("flop") / 1e9, 2))
 
 
 def train(name, lr, images, given, keep):
@@ -66,8 +81,9 @@ def train(name, lr, images, given, keep):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    PRESETS.update(DESIGNS)
-    RECIPES.update({name: {} for name in DESIGNS})
+    PRESETS.update(DESIGNS, **{name: NARROW for name in UNFOLD})
+    RECIPES.update({name: {} for name in PRESETS if name not in RECIPES})
+    VAE.preset = with_decoder(VAE.preset)
     CHOICES["preset"] = tuple(PRESETS)
     parser.add_argument("--design", choices=list(PRESETS), nargs="+", default=["default", "reference"])
     parser.add_argument("--images", type=int, default=6400, help="to train on; 200 more are held out")

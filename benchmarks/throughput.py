@@ -1,7 +1,7 @@
 """Training speed, side by side: this library, a plain PyTorch loop, and pythae, all on the same network.
 
     OMP_NUM_THREADS=2 python benchmarks/throughput.py                             on the CPU
-    python benchmarks/throughput.py --device cuda --steps 50 --preset default     on a GPU
+    python benchmarks/throughput.py --device cuda --steps 50 --compile            on a GPU
     python benchmarks/throughput.py --until 0.1 --size 64 --preset default        seconds to a held-out L1, instead
     python benchmarks/throughput.py --profile                                     where our time goes, instead
     pip install --no-deps pythae cloudpickle                                      to have pythae in the race
@@ -41,10 +41,11 @@ from torchvision import transforms
 
 from vae_nb.config import Config
 from vae_nb.data import batches, to_float
+from vae_nb.machine import pick_device, tuned
 from vae_nb.objective import Objective
 from vae_nb.perceptual import LPIPS
 from vae_nb.scenes import scenes
-from vae_nb.train import new_state, pick_device, step
+from vae_nb.train import new_state, step
 from vae_nb.vae import VAE
 
 class Pictures(Dataset):
@@ -66,12 +67,13 @@ def ours(preset, images, folder, given, net):
     "This library's own step."
     config = Config(preset=preset, size=given.size, batch_size=given.batch, device=given.device, lr=given.lr, warmup=0)
     state = new_state(config)
-    objective = Objective(0.02, LPIPS(net, given.trunk) if net else None).to(state.device)
+    network, objective = state.model, Objective(0.02, LPIPS(net, given.trunk) if net else None).to(state.device)
+    if given.compile: network, objective = torch.compile(network), torch.compile(objective)
     images = images.to(state.device)
     source = endless(lambda: batches(images, torch.arange(len(images)), given.batch, device=state.device, drop_last=True))
 
     def steps(n):
-        for x in islice(source, n): step(state, objective, x, 1_000_000)
+        for x in islice(source, n): step(state, objective, x, 1_000_000, network)
     return steps, lambda x: state.model(x)[0]
 
 
@@ -262,6 +264,7 @@ def main():
     parser.add_argument("--images", type=int, default=256, help="scenes to train on")
     parser.add_argument("--until", type=float, help="the held-out L1 to be reached, in [0,2]")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="ours, as in long runs on a GPU")
     parser.add_argument("--net", choices=["alex", "vgg", "squeeze"], default="alex", help="trunk of LPIPS")
     parser.add_argument("--trunk", choices=["imagenet", "random"], default="random", help="its weights; speed is the same")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -276,7 +279,7 @@ def main():
     settings = {name: value for name, value in vars(given).items() if name not in ("profile", "preset", "device")}
     record = header(given.device, **settings, matmul_ceiling_tflops={k: round(v / 1e12, 3) for k, v in roof.items()}, presets={})
     for preset in given.preset:
-        record["presets"][preset] = measure(preset, images, folder, given, roof)
+        with tuned(pick_device(given.device)): record["presets"][preset] = measure(preset, images, folder, given, roof)
         save(record, what, given.device)
     print(json.dumps(record["presets"], indent=1))
 
