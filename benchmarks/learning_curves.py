@@ -5,7 +5,7 @@
     python benchmarks/learning_curves.py --size 64 --design reference default pixels4    other stems, smaller images
 
 Held-out L1, LPIPS, KL and PSNR against the images seen and the seconds of training go to
-benchmarks/results/learning_curves_SIZE_DEVICE.json, after every measurement; the .png beside it has held-out images, and below
+benchmarks/results/learning_curves_SIZE_DEVICE.json, after every measurement; the .jpg beside it has held-out images, and below
 them what each design makes of them in the end. LPIPS, in the loss and in the measurement, uses the SqueezeNet trunk; --trunk
 names its ImageNet weights, or says random.
 """
@@ -108,7 +108,7 @@ def main():
     before, rows = json.loads(out.read_text()) if given.add else record, [shown]
     if other := [key for key in settings if before[key] != settings[key]]: raise SystemExit(f"{out}: other {', '.join(other)}")
     record["runs"] = before["runs"]
-    if given.add: rows = [pil_to_tensor(Image.open(out.with_suffix(".png")))]
+    if given.add: rows = [pil_to_tensor(Image.open(out.with_suffix(".jpg")))]
     for name, lr in product(given.design, given.lr):
         found = work(name) | dict(lr=lr, curve=[])
         record["runs"].append(found)
@@ -119,7 +119,7 @@ def main():
             print(f"{said:16}", "  ".join(f"{key} {value:g}" for key, value in row.items()), flush=True)
         network = train(name, lr, images, given, keep)
         with torch.no_grad(): rows.append(network.decode(network.encode(shown.to(given.device)).mode()).cpu())
-        picture(rows).save(out.with_suffix(".png"))
+        picture(rows).save(out.with_suffix(".jpg"), quality=95, subsampling=0)
 
 
 def picture(rows):
