@@ -1,5 +1,6 @@
 "The loss beyond its notebooks: LPIPS against its authors' package, every way to lack its weights, the audit, one objective."
 import io
+import math
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import warnings
 import zipfile
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import lpips
 import pytest
@@ -17,9 +19,11 @@ from torch import nn
 
 from vae_nb import perceptual
 from vae_nb.audit import Audit, audit
-from vae_nb.objective import HALF_A_LEVEL, Objective, beta_share, laplace_log_likelihood, reduce
+from vae_nb.config import Config
+from vae_nb.objective import HALF_A_LEVEL, Objective, beta_share, charged, laplace_log_likelihood, reduce
 from vae_nb.perceptual import LPIPS, NETS, Comparison, distance_map
 from vae_nb.track import read_metrics
+from vae_nb.train import Alone, fit, give_up_if_lost
 from vae_nb.vae import VAE, Posterior
 
 @pytest.fixture(autouse=True)
@@ -491,3 +495,38 @@ def test_validation_computes_what_training_computes():
         x = next(batches(store.images, index, 8, shuffle=False, flip=False))
         terms = step(new_state(config), objective, x, total=100)   # step 0: the same weights, and the same noise
         for name in objective.units: assert held_out[f"{name}_val"] == pytest.approx(terms[name].item(), rel=1e-6), name
+
+
+# ---- what can't work is refused
+
+
+def test_a_configuration_that_cannot_work_is_refused_by_name():
+    numbers = ("lr", "beta", "clip", "weight_decay", "free_bits", "lpips_weight")
+    counts = ("size", "epochs", "batch_size", "images", "give_up", "warmup")
+    wrong = [(name, value) for name in numbers for value in (math.inf, math.nan, "0.1", -1)]
+    wrong += [(name, value) for name in counts for value in (1.5, math.inf, "3", -1)]
+    wrong += [("val_fraction", 0), ("val_fraction", 1), ("val_fraction", math.nan), ("ema", math.nan), ("seed", 1.5)]
+    for name, value in wrong:
+        with pytest.raises(ValueError, match=f"^{name}: expected .*, got "): Config(**{name: value})
+
+
+def test_free_bits_are_refused_where_a_batch_is_computed_in_parts():
+    "The floor is under a mean over the batch: parts have means of their own, and other gradients."
+    kl = torch.tensor([[0., 2.], [2., 0.]])
+    whole, parts = charged(kl, 0.8).sum(), sum(charged(row, 0.8).sum() for row in kl.split(1)) / 2
+    assert whole == 2 and parts == 2.8
+    with pytest.raises(ValueError, match="free_bits: expected 0 with accumulate > 1"): Config(free_bits=0.5, accumulate=2)
+    class Two(Alone): size = 2
+    state = SimpleNamespace(config=Config(preset="demo"))
+    for objective, team, parts in ((Objective(free_bits=0.5), Two(), 1), (Objective(free_bits=0.5), Alone(), 4)):
+        state.config.accumulate = parts
+        with pytest.raises(ValueError, match="free_bits: expected 0 for a batch in"):
+            fit(state, objective, torch.zeros(40, 3, 8, 8, dtype=torch.uint8), torch.arange(40), team=team)
+
+
+def test_a_lost_run_names_the_loss_if_nothing_else_is_wrong():
+    state = SimpleNamespace(lost=torch.tensor(9), step=9, config=Config(give_up=3))
+    nan, one = torch.tensor(math.nan), torch.tensor(1.)
+    fine = dict(loss=one, kl=one, grad_norm=nan)
+    for terms, blamed in ((fine | dict(loss=nan), "the loss"), (fine, "the gradient"), (fine | dict(loss=nan, kl=nan), "kl")):
+        with pytest.raises(FloatingPointError, match=f": {blamed} is not finite"): give_up_if_lost(state, terms)

@@ -8,6 +8,7 @@ Docs: https://vae-nb.github.io/vae_nb/config.html.md"""
 __all__ = ['CHOICES', 'RECIPES', 'Config', 'parse_latent', 'recipe']
 
 # %% ../nbs/06_config.ipynb #f3e55d4f
+import math
 from dataclasses import dataclass
 
 # %% ../nbs/06_config.ipynb #8e4d6296
@@ -21,7 +22,7 @@ class Config:
     val_fraction: float = 0.05   # share of the images held out, chosen by a hash of their names
     epochs: int = 100            # passes over the training images
     batch_size: int = 32         # images a step, over all processes
-    accumulate: int = 1          # parts a batch is computed in, one after the other: same gradients, less memory
+    accumulate: int = 1          # parts a batch is computed in, in turn: same gradients, less memory (not with free_bits)
     lr: float = 1e-4             # peak learning rate of AdamW
     warmup: int = 200            # steps in which the learning rate climbs to its peak
     weight_decay: float = 0.01   # AdamW's, applied to weights of convolutions and linear layers
@@ -51,14 +52,21 @@ class Config:
             value = getattr(self, name)
             if not holds(value): raise ValueError(f"{name}: expected {expected}, got {value!r}")
 
-        for name in ("size", "epochs", "batch_size", "lr", "clip", "log_every", "picture_every", "checkpoint_every",
-                     "accumulate", "give_up"):
-            demand(name, lambda value: value > 0, "a number above 0")
-        for name in ("images", "warmup", "weight_decay", "beta", "lpips_weight", "free_bits"):
-            demand(name, lambda value: value >= 0, "a number >= 0")
-        for name in ("ema", "val_fraction"): demand(name, lambda value: 0 <= value < 1, "0 <= number < 1")
+        def finite(value): return isinstance(value, (int, float)) and math.isfinite(value)
+
+        for name in ("size", "epochs", "batch_size", "accumulate", "give_up", "log_every", "picture_every", "checkpoint_every"):
+            demand(name, lambda value: isinstance(value, int) and value > 0, "a whole number above 0")
+        for name in ("images", "warmup"):
+            demand(name, lambda value: isinstance(value, int) and value >= 0, "a whole number >= 0")
+        for name in ("lr", "clip"): demand(name, lambda value: finite(value) and value > 0, "a finite number above 0")
+        for name in ("weight_decay", "beta", "lpips_weight", "free_bits"):
+            demand(name, lambda value: finite(value) and value >= 0, "a finite number >= 0")
+        demand("seed", lambda value: isinstance(value, int), "a whole number")
+        demand("ema", lambda value: finite(value) and 0 <= value < 1, "0 <= number < 1")
+        demand("val_fraction", lambda value: finite(value) and 0 < value < 1, "0 < number < 1 (a run needs held-out images)")
         for name, known in CHOICES.items(): demand(name, known.__contains__, f"one of {', '.join(known)}")
         demand("accumulate", lambda parts: self.batch_size % parts == 0, f"a divisor of batch_size {self.batch_size}")
+        demand("free_bits", lambda nats: not nats or self.accumulate == 1, "0 with accumulate > 1 (they need the whole batch)")
         parse_latent(self.latent)
 
 # %% ../nbs/06_config.ipynb #7df5ab44

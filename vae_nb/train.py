@@ -6,7 +6,7 @@ Docs: https://vae-nb.github.io/vae_nb/train.html.md"""
 
 # %% auto #0
 __all__ = ['ALONE', 'learning_rate', 'State', 'new_state', 'Alone', 'step', 'validate', 'mean_image_psnr', 'steps_per_epoch',
-           'every', 'fit', 'give_up_if_lost']
+           'every', 'same_in_parts', 'fit', 'give_up_if_lost']
 
 # %% ../nbs/06_train.ipynb #4b42f95c
 import copy
@@ -166,6 +166,16 @@ def every(
     return lambda state, terms: hook(state, terms) if state.step % n == 0 else None
 
 
+def same_in_parts(
+    objective: nn.Module,
+    parts: int,  # in which a batch is computed, by all members of the team together
+):
+    "Refuse to compute a batch in parts if the loss is not a mean over its images."
+    if parts > 1 and getattr(objective, "free_bits", 0):
+        raise ValueError(f"free_bits: expected 0 for a batch in {parts} parts, got {objective.free_bits}: the mean KL "
+                         "of a part is not that of the batch. Use one process and accumulate 1, or no free bits")
+
+
 def fit(
     state: State,
     objective: nn.Module,  # (x, x_hat, posterior) -> dict of terms
@@ -176,6 +186,7 @@ def fit(
 ) -> State:
     "Train until the configured number of epochs is done, from wherever the state stands."
     config = state.config
+    same_in_parts(objective, team.size * config.accumulate)
     per_epoch = steps_per_epoch(config, train)
     total = per_epoch * config.epochs
     with tuned(state.device, config.deterministic):
@@ -201,6 +212,6 @@ def give_up_if_lost(
     lost = int(state.lost)
     if lost < state.config.give_up: return
     names = [name for name, value in terms.items() if name not in ("loss", "grad_norm") and not math.isfinite(value)]
-    raise FloatingPointError(f"no finite loss in the last {lost} steps, up to step {state.step:,}: "
-                             f"{', '.join(names) or 'the gradient'} is not finite. These steps changed nothing; "
-                             f"a lower --lr or --precision fp32 may help")
+    blamed = ", ".join(names) or ("the gradient" if math.isfinite(terms["loss"]) else "the loss")
+    raise FloatingPointError(f"no finite loss in the last {lost} steps, up to step {state.step:,}: {blamed} is not finite. "
+                             f"These steps left the weights as they were; a lower --lr or --precision fp32 may help")
