@@ -406,6 +406,27 @@ def test_the_audit_catches_pictures_between_0_and_1():
     assert audit(patient(), Objective(lpips=LPIPSLike()), scenery()).problems == []
 
 
+def test_the_audit_lets_bright_pictures_pass_and_still_catches_a_perceptual_net_that_rescales_them():
+    bright = (215 + 40 * scenery()).round() / 127.5 - 1   # bytes from 175 to 255
+    found = audit(patient(), Objective(0.002, LPIPSLike()), bright)
+    assert found.problems == [] and any("all bright" in note for note in found.notes)
+    class Rescaled(nn.Module):
+        def __init__(self): super().__init__(); self.inner = LPIPSLike()
+        def forward(self, a, b): return self.inner(a / 2 + 0.5, b / 2 + 0.5)
+    assert any(p.startswith("LPIPS, image 2") for p in audit(patient(), Objective(0.002, Rescaled()), bright).problems)
+    assert any(p.startswith("images: values from") for p in audit(patient(), Objective(0.002), bright / 2 + 0.5).problems)
+
+
+@pytest.mark.parametrize("latents", ["mean", "sum"])
+def test_the_audit_lets_a_code_below_its_free_bits_pass_but_no_other_dead_term(latents):
+    found = audit(patient(), Objective(0.002, latents=latents, free_bits=0.5), scenery())
+    kl, = (row for row in found.rows if row["term"] == "kl")
+    assert kl["verdict"] == "below its free bits: no gradient yet" and found.problems == [], found
+    dead = changed(lambda self, terms: total(self, dict(terms, kl=terms["kl"] + 0 * terms["l1"] - terms["kl"])))
+    for objective in (dead, dead.__class__(lpips=Distance(), free_bits=1e-9)):
+        assert any(p.startswith("kl: inert") for p in audit(patient(), objective, scenery()).problems)
+
+
 def test_the_audit_notices_a_term_that_is_drowned():
     rows = {row["term"]: row for row in audit(patient(), Objective(1e-6), scenery()).rows}
     assert rows["kl"]["verdict"].startswith("dominated") and rows["l1"]["verdict"] == "fine" and rows["l1"]["share"] > 0.999

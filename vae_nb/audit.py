@@ -6,7 +6,7 @@ Docs: https://vae-nb.github.io/vae_nb/audit.html.md"""
 
 # %% auto #0
 __all__ = ['REPORTS', 'ENCODER', 'FEW', 'weight', 'left_over', 'pulls', 'unmoved', 'budget', 'spy', 'verdict', 'Audit', 'audit',
-           'table', 'whole', 'listed']
+           'ranges', 'table', 'whole', 'listed']
 
 # %% ../nbs/04_audit.ipynb #7ccd251c
 from copy import deepcopy
@@ -108,6 +108,7 @@ def verdict(
     pull: float,      # norm of its gradient at the whole model
     share: float,     # of the sum of all terms' norms
     lost: bool,       # does a part of the loss come without a gradient?
+    free: bool = False,  # are all latent dimensions still below their free bits?
 ) -> str:             # begins with "!!" if something is wrong
     "One sentence about a term."
     if not abs(value) < float("inf"): return "!! not a finite number"
@@ -116,6 +117,7 @@ def verdict(
     if w is None: return "a report, not in the loss"
     if w == 0: return "!! inert: its weight is 0"
     if w < 0: return "!! wrong sign: the loss falls as it grows"
+    if pull == 0 and free and "kl" in name: return "below its free bits: no gradient yet"
     if pull == 0: return "!! inert: its gradient is 0 everywhere"
     return f"dominated: 1/{1 / share:,.0f} of the gradient" if share < 0.001 else "fine"
 
@@ -161,19 +163,33 @@ def audit(
         try:
             x_hat, posterior = copy(batch)
             terms = objective(batch, x_hat, posterior)
-            rows, notes = table(copy, objective, terms), whole(copy, objective, batch, posterior)
+            floor = getattr(objective, "free_bits", 0)
+            free = floor > 0 and bool((posterior.kl().mean(0) < floor).all())
+            rows, notes = table(copy, objective, terms, free), whole(copy, objective, batch, posterior)
         finally:
             for hook in hooks: hook.remove()
     held = {id(p) for group in optimizer.param_groups for p in group["params"]} if optimizer else set()
     missing = [name for name, p in model.named_parameters() if id(p) not in held] if optimizer else []
     if missing: notes.append(f"!! {listed(missing)}: not given to the optimiser")
-    ranges = {"images": batch.detach().aminmax(), **{f"LPIPS, image {i + 1}": ends for i, ends in seen.items()}}
-    notes += [f"!! {name}: values from {low:.2f} to {high:.2f}; expected [-1, 1], got [0, 1]?"
-              for name, (low, high) in ranges.items() if low >= 0 and high > 0]
-    return Audit(rows, notes)
+    return Audit(rows, notes + ranges(batch, seen))
 
 
-def table(model, objective, terms) -> list:
+def ranges(batch, seen) -> list:
+    "Sentences about the images, and those shown to LPIPS, if they have no value below 0."
+    levels = (batch + 1) * 127.5
+    bytes_in_order = bool(((levels - levels.round()).abs() < 0.01).all())   # what bytes become in [-1,1], and not in [0,1]
+    found = {"images": [end.item() for end in batch.detach().aminmax()]}
+    found |= {f"LPIPS, image {i + 1}": ends for i, ends in seen.items() if ends[0] > found["images"][0]}
+    notes = []
+    for name, (low, high) in found.items():
+        if low < 0 or high <= 0: continue
+        healthy = name == "images" and bytes_in_order
+        notes.append(f"{name}: values from {low:.2f} to {high:.2f}, all bright." if healthy else
+                     f"!! {name}: values from {low:.2f} to {high:.2f}; expected [-1, 1], got [0, 1]?")
+    return notes
+
+
+def table(model, objective, terms, free) -> list:
     "A dictionary for each term."
     weights = {name: weight(terms["loss"], term) for name, term in terms.items() if name != "loss"}
     pull = {name: pulls(w * terms[name], model) for name, w in weights.items() if w}
@@ -186,7 +202,7 @@ def table(model, objective, terms) -> list:
         sign = "+" if added > 0 else "-" if added < 0 else " "
         rows.append(dict(term=name, value=value, unit=unit, reduction=reduction, sign=sign, weight=w, encoder=encoder,
                          decoder=decoder, share=share if w else None,
-                         verdict=verdict(name, value, w, both, share, lost)))
+                         verdict=verdict(name, value, w, both, share, lost, free)))
     return rows
 
 
