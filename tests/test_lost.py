@@ -3,6 +3,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -255,14 +256,13 @@ def test_an_unwritable_folder_is_one_clear_line_before_anything_happens(tmp_path
 
 def test_images_that_vanish_while_they_are_used(tmp_path, peace, pictures, monkeypatch):
     "Decoded images stay mapped when their file is deleted; a resumed run wants the same images, or says that they have changed."
-    from shutil import copytree, rmtree
-    source, (first, second) = copytree(pictures, tmp_path / "pictures"), (tmp_path / "first", tmp_path / "second")
+    source, (first, second) = shutil.copytree(pictures, tmp_path / "pictures"), (tmp_path / "first", tmp_path / "second")
     monkeypatch.setenv("VAE_NB_CACHE", str(tmp_path / "cache"))
     train(first, source=source, epochs=2)
     inner = run.validate
 
     def validate(*args):
-        rmtree(tmp_path / "cache", ignore_errors=True)
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
         (source / "007.png").unlink(missing_ok=True)
         return inner(*args)
     monkeypatch.setattr(run, "validate", validate)
@@ -270,7 +270,7 @@ def test_images_that_vanish_while_they_are_used(tmp_path, peace, pictures, monke
     assert equal(first, second)
     with pytest.raises(ValueError, match="the images have changed since the run began .60 then, 59 now"):
         train(second, source="", resume=True, epochs=3)
-    rmtree(source)
+    shutil.rmtree(source)
     with pytest.raises(ValueError, match="no such file or folder"): train(second, source="", resume=True, epochs=3)
     assert equal(first, second)
 
@@ -289,6 +289,147 @@ def test_wandb_that_fails_is_mentioned_once(tmp_path, peace, monkeypatch, capsys
     train(tmp_path / "run", epochs=2)
     said = capsys.readouterr().err
     assert Failing.calls > 4 and said.count("the service has gone") == 1 and equal(peace, tmp_path / "run")
+
+
+# --- a folder is somebody's --------------------------------------------------------------------------------------
+
+def files(folder): return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def again(out, resume=False, overwrite=False, source="scenes", **options):
+    run.train_run(str(source), out, resume, overwrite, dict(TINY, **{"epochs": 1, **options}))
+
+
+@pytest.mark.parametrize("config", ["{}", "[]", '{"source": "theirs", "version": 3}', "no JSON"])
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path, config):
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "thesis.txt").write_text("three years")
+    before = files(tmp_path)
+    for how in (dict(resume=True), dict(overwrite=True), {}):
+        with pytest.raises(ValueError, match="look like a run, and is left alone.*config.json" if how else "not empty"):
+            again(tmp_path, **how)
+    assert files(tmp_path) == before
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"theirs, too")
+    with pytest.raises(ValueError, match="config.json"): again(tmp_path, resume=True)
+
+
+@pytest.fixture(scope="module")
+def old(peace, tmp_path_factory):
+    "A run of one epoch to be copied."
+    again(tmp_path_factory.mktemp("old") / "run")
+    return next(tmp_path_factory.getbasetemp().glob("old*/run"))
+
+
+def test_a_run_that_cannot_begin_takes_nothing_with_it(tmp_path, old, monkeypatch):
+    "W&B wants a login: the old run is as it was, be it overwritten or resumed; and a new folder is not left behind."
+    folder = shutil.copytree(old, tmp_path / "run")
+
+    def no_login(run, facts, mode):
+        track.wandb_id(run)
+        raise ValueError("W&B can't start")
+    monkeypatch.setattr(track, "start_wandb", no_login)
+    before = files(folder)
+    for out, how in ((folder, dict(overwrite=True)), (tmp_path / "new", {})):
+        with pytest.raises(ValueError, match="W&B can't start"): again(out, seed=1, **how)
+    with pytest.raises(ValueError, match="W&B can't start"): train(folder, resume=True, epochs=3, wandb="online")
+    after = files(folder)
+    assert len(after.pop("wandb/id")) == 8 and after == before and [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_overwriting_replaces_what_a_run_writes_and_nothing_else(tmp_path, old):
+    "Also behind a link; and what a resumed run writes replaces no other file."
+    folder = shutil.copytree(old, tmp_path / "run")
+    (tmp_path / "link").symlink_to(folder)
+    (folder / "thesis.txt").write_text("three years")
+    (folder / "pictures/samples-0000001.png").write_text("of the old run")
+    (folder / "pictures/.samples.png.4711").write_text("half of one")
+    again(tmp_path / "link", overwrite=True, seed=1)
+    assert not equal(old, folder) and files(folder).keys() == files(old).keys() | {"thesis.txt"}
+    for name in ("checkpoint", "best", "model"): (folder / f"{name}.safetensors").unlink()
+    again(folder, resume=True)   # begins
+    assert equal(old, folder) and (folder / "thesis.txt").exists()
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path, old, capsys):
+    folder = shutil.copytree(old, tmp_path / "run")
+    before = files(folder)
+    train(folder, resume=True, source="", epochs=1)
+    assert files(folder) == before and "is finished: 6 steps" in capsys.readouterr().out
+    (folder / "summary.json").unlink()   # killed at the very end
+    train(folder, resume=True, source="", epochs=1)
+    assert json.loads((folder / "summary.json").read_text())["step"] == 6
+
+
+def test_more_epochs_survive_a_kill_before_the_next_checkpoint(tmp_path, old):
+    "What a resumed run was asked for is in its config.json, before the checkpoint has heard of it."
+    facts = json.loads((old / "config.json").read_text())
+    folder = shutil.copytree(old, tmp_path / "run")
+    (folder / "config.json").write_text(json.dumps(dict(facts, config=dict(facts["config"], epochs=9))))
+    for given in ({}, dict(epochs=9)): assert run.begin("", folder, True, given)[0].config.epochs == 9
+
+
+def test_a_resumed_run_keeps_its_loss(tmp_path, old):
+    "auto means what the machine has: another machine, another loss."
+    facts = json.loads((old / "config.json").read_text())
+    folder = shutil.copytree(old, tmp_path / "run")
+    was = facts["objective"][0].replace("L1", "L1 + 1*LPIPS (alex)", 1)
+    (folder / "config.json").write_text(json.dumps(dict(facts, objective=[was])))
+    with pytest.raises(ValueError, match=r"began with .*LPIPS \(alex\).* go on with "): train(folder, resume=True, epochs=2)
+    assert json.loads((folder / "config.json").read_text())["objective"] == [was]
+
+
+@pytest.mark.parametrize("options, expected", [(dict(val_fraction=0), "no image is held out"),
+                                               (dict(images=1), "at least two images")])
+def test_images_to_train_on_and_to_hold_out(tmp_path, options, expected):
+    with pytest.raises(ValueError, match=expected): again(tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_where_images_are_and_where_the_run_goes(tmp_path, pictures, monkeypatch):
+    "Not into the images; and a relative path is found again from another folder."
+    source = shutil.copytree(pictures, tmp_path / "pictures")
+    monkeypatch.chdir(tmp_path)
+    for out in (source / "run", source, Path("pictures/a/b")):
+        with pytest.raises(ValueError, match="--out must not be inside the images"): again(out, source="pictures")
+    assert not list(source.glob("*/"))
+    train(Path("run"), source="pictures", epochs=1)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for given in ("", "../pictures", source): train(Path("../run"), source=given, resume=True, epochs=2)
+    assert load_state(tmp_path / "run/checkpoint.safetensors").config.epochs == 2
+
+
+def test_what_went_wrong_for_good_is_said(tmp_path, old, capsys, monkeypatch):
+    "Infinite weights make no model, and that is an error; where there is a good checkpoint, its step is told."
+    with pytest.raises(FloatingPointError, match="not finite, .* there is none. A lower --lr"):
+        again(tmp_path / "a", lr=float("inf"))
+    assert not list((tmp_path / "a").glob("*.safetensors")) and "Trained" not in capsys.readouterr().out
+    spoil(monkeypatch, {6})
+    again(tmp_path / "b", checkpoint_every=5)
+    assert "the last good checkpoint is of step 5" in capsys.readouterr().err
+    stop = lambda self, state, terms: (_ for _ in ()).throw(run.Interrupted)
+    monkeypatch.setattr(run.Stop, "__call__", stop)
+    spoil(monkeypatch, {1})
+    with pytest.raises(run.Interrupted, match="after step 1 of 6; the last loss .* there is none.$"): again(tmp_path / "c")
+
+
+def test_a_picture_that_cannot_be_drawn_ends_no_run(tmp_path, old, capsys, monkeypatch):
+    def no_memory(*args): raise torch.OutOfMemoryError("out of memory")
+    monkeypatch.setattr(run, "sample_grid", no_memory)
+    again(tmp_path / "run", picture_every=2)
+    said = capsys.readouterr()
+    assert said.err.count("samples: out of memory. The run goes on.") == 1 and equal(old, tmp_path / "run")
+    assert "pictures/reconstructions.png" in said.out and "pictures/samples.png" not in said.out
+
+
+def test_a_run_shorter_than_a_row_and_a_batch(tmp_path, capsys):
+    "The last step has a row; the bar, the speed and the announcement count images that there are; files may be read by others."
+    again(tmp_path / "run", images=23, batch_size=1000, log_every=100, epochs=2)
+    said, rows = capsys.readouterr(), read_metrics(tmp_path / "run")
+    held_out = json.loads((tmp_path / "run/config.json").read_text())["val"]
+    assert [row["step"] for row in rows if "loss" in row] == [2] and f"2 steps of {23 - held_out} images" in said.out
+    assert f"{2 * (23 - held_out)}/{2 * (23 - held_out)}" in said.err
+    assert len({path.stat().st_mode for path in (tmp_path / "run").glob("*.*")}) == 1
 
 
 # --- what may be read --------------------------------------------------------------------------------------------

@@ -63,11 +63,12 @@ def curves(
     for ax, (title, names) in zip(axes.flat, terms.items()):
         for name in names:
             points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+            if not points: continue
             held_out = name.endswith("_val")
-            ax.plot(*zip(*points) if points else ([], []), color=COLORS.get(name.removesuffix("_val"), "#555555"),
-                    ls="--" if held_out else "-", marker="o" if held_out else None, ms=5,
+            ax.plot(*zip(*points), color=COLORS.get(name.removesuffix("_val"), "#555555"),
+                    ls="--" if held_out else "-", marker="o" if held_out or len(points) == 1 else None, ms=5,
                     alpha=1 if held_out else .55, label="held out" if held_out else "training")
         ax.set(title=title, xlabel=xlabel)
-        if len(names) > 1: ax.legend()
+        if len(names) > 1 and ax.lines: ax.legend()
     for ax in axes.flat[len(terms):]: ax.axis("off")
     return figure

@@ -137,16 +137,17 @@ def start_wandb(
     except wandb.errors.Error as error:
         raise ValueError(f"W&B can't start ({error}). Log in with `wandb login`, or use offline or disabled.") from error
 
-# %% ../nbs/07_track.ipynb #e192ea6e
+# %% ../nbs/07_track.ipynb #0f143644
 class Progress:
     "A bar on the terminal: images done, images/s and the current terms. A hook: call it after every step."
     def __init__(self,
         total: int,    # steps in the run
         done: int,     # steps done before
         config: Config,
+        batch: int | None = None,  # images a step; None: as configured
     ):
-        self.config = config
-        self.bar = tqdm(total=total * config.batch_size, initial=done * config.batch_size, unit=" images",
+        self.config, self.batch = config, batch or config.batch_size
+        self.bar = tqdm(total=total * self.batch, initial=done * self.batch, unit=" images",
                         dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 15,   # 15: a log file
                         bar_format="{percentage:3.0f}% {bar:20} {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left{postfix}")
 
@@ -154,11 +155,11 @@ class Progress:
         if state.step % self.config.log_every == 0 or self.bar.n == self.bar.initial:
             shown = {name: f"{float(terms[name]):.3f}" for name in ("loss", "l1", "lpips", "kl") if name in terms}
             self.bar.set_postfix(shown, refresh=self.bar.n == self.bar.initial)   # the first step is shown at once
-        self.bar.update(self.config.batch_size)
+        self.bar.update(self.batch)
 
     def close(self): self.bar.close()
 
-# %% ../nbs/07_track.ipynb #efe9e762
+# %% ../nbs/07_track.ipynb #12620c3e
 PANELS = {"loss": ["loss", "loss_val"], "L1": ["l1", "l1_val"], "LPIPS": ["lpips", "lpips_val"],
           "KL per latent dimension (nats)": ["kl", "kl_val"], "held-out PSNR (dB)": ["psnr_val"],
           "images/s": ["images_per_second"]}
@@ -171,8 +172,10 @@ class Tracker:
         config: Config,
         facts: dict,             # recorded with the W&B run
         step: int = 0,           # the step the run goes on from
+        total: int | None = None,  # steps in the run: there is a row after the last one, too
+        batch: int | None = None,  # images a step; None: as configured
     ):
-        self.run, self.config = Path(run), config
+        self.run, self.config, self.total, self.batch = Path(run), config, total, batch or config.batch_size
         (self.run / "pictures").mkdir(parents=True, exist_ok=True)
         self.metrics, self.means, self.forgiving = Metrics(self.run / "metrics.jsonl", step), Means(), Forgiving()
         self.wandb = start_wandb(self.run, facts, config.wandb)
@@ -187,11 +190,11 @@ class Tracker:
         self.forgiving("W&B", self.wandb.log, numbers, step=step)
 
     def __call__(self, state: State, terms: dict):
-        "A hook for every step: means of the terms, and the speed, every log_every steps."
+        "A hook for every step: means of the terms, and the speed, every log_every steps and at the end."
         self.means.add(terms)
-        if state.step % self.config.log_every: return
+        if state.step % self.config.log_every and state.step != self.total: return
         numbers = self.means.read()   # waits for the device, so that the clock is right
-        images = (state.step - self.clock_step) * self.config.batch_size
+        images = (state.step - self.clock_step) * self.batch
         self.row(state.step, dict(numbers, images_per_second=images / (time.perf_counter() - self.clock)))
         self.start_clock(state.step)
 
