@@ -10,12 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from fastcore.script import CliError
 from PIL import Image
+from safetensors.torch import save_file
 
-from vae_nb.checkpoint import load_model, load_state
+from vae_nb import cli
+from vae_nb.checkpoint import load_model, load_state, save_model
+from vae_nb.cli import vae_interpolate, vae_sample, vae_train
 from vae_nb.config import recipe
 from vae_nb.objective import Objective
 from vae_nb.scenes import scenes
+from vae_nb.style import curves
 from vae_nb.track import read_metrics
 from vae_nb.train import fit, new_state
 
@@ -155,6 +160,47 @@ def test_bad_input_gets_one_clear_line_and_leaves_nothing_behind(arguments, expe
     said = run("vae-train", *arguments, "--images", 40, "--out", tmp_path / "run", ok=False)
     assert expected in said and "Traceback" not in said and len(said.strip().splitlines()) <= 2
     assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
+
+
+@pytest.fixture
+def model(tmp_path):
+    "A folder with a small untrained model."
+    save_model(new_state(recipe("demo", size=32, latent="16", device="cpu")).ema, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def test_an_interpolation_has_two_ends_and_a_checkpoint_is_no_model(model):
+    (model / "two").mkdir()
+    for i in range(2): Image.new("RGB", (40, 40), "red").save(model / f"two/{i}.png")
+    one, two, out = str(model / "two/0.png"), str(model / "two"), str(model / "i.png")
+    for a, b in ((two, one), (one, two)):
+        with pytest.raises(CliError, match="A and B must each be one image, got [12] and [12]"):
+            vae_interpolate(str(model), a, b, out=out)
+    vae_interpolate(str(model), one, one, out=out)
+    save_file({"x": torch.zeros(1)}, model / "checkpoint.safetensors", dict(format="vae_nb checkpoint 2", config="{}"))
+    with pytest.raises(CliError, match="is a checkpoint, .* give the folder of the run"):
+        vae_sample(str(model / "checkpoint.safetensors"))
+
+
+def test_ctrl_c_before_anything_is_one_word_and_a_long_seed_one_line(model, monkeypatch, capsys):
+    def interrupted(*args): raise KeyboardInterrupt
+    for command in (partial(vae_sample, str(model)), partial(vae_train, "scenes", out=str(model / "run"))):
+        with pytest.raises(CliError, match="--seed: expected a number of at most 12 digits"): command(seed=99999999999999999999)
+    monkeypatch.setattr("vae_nb.checkpoint.load_model", interrupted)
+    with pytest.raises(KeyboardInterrupt): vae_sample(str(model))   # in Python it goes on its way
+    monkeypatch.setattr(cli, "is_cli", lambda: True)
+    with pytest.raises(SystemExit) as end: vae_sample(str(model))
+    assert end.value.code == 130 and capsys.readouterr().err.strip() == "stopped"
+
+
+def test_curves_have_a_name_for_each_line_that_is_there():
+    "A lone row is a dot, and what was never measured has no entry."
+    held_out = curves([dict(step=9, loss_val=1.0)], dict(loss=["loss", "loss_val"]))
+    whole = [dict(step=1, loss=2.0, loss_val=1.0)]
+    names = lambda figure: [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert names(held_out) == ["held out"] and names(curves(whole, dict(loss=["loss", "loss_val"]))) == ["training", "held out"]
+    lone, _ = curves(whole, dict(loss=["loss", "loss_val"])).axes[0].lines
+    assert lone.get_marker() == "o"
 
 
 def test_a_checkpoint_cannot_smuggle_code(trained, tmp_path):
