@@ -325,7 +325,9 @@ def train_run(
         try:
             with Stop(team, config.log_every) as stop: fit(state, objective, images, train, [whole, *hooks, share, stop], team)
             summary = dict(seconds=time.perf_counter() - start, step=state.step)
-            if leads: progress.close(), conclude(run, chores, state, dict(psnr_mean_image=mean_image_psnr(images, train, val), **summary))
+            if leads:
+                progress.close()
+                conclude(run, chores, state, dict(psnr_mean_image=mean_image_psnr(images, train, val), **summary))
         except Interrupted:
             astray = chores.save_at_last(state) if leads else ""
             go_on = f" Go on with: vae-train --resume --out {run}" * (run / "checkpoint.safetensors").is_file()
