@@ -248,10 +248,10 @@ def test_the_script_in_the_readme_runs(root, tmp_path):
 def test_a_compiled_run_is_the_same_run(monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))   # all but the C compiler
     images, _ = scenes(40, size=32)
-    ended = {}
-    for choice in ("off", "on"):
+    rows, ended = {"off": [], "on": []}, {}
+    for choice, seen in rows.items():
         config = recipe("demo", size=32, epochs=2, batch_size=16, accumulate=2, compile=choice, device="cpu", precision="fp32")
-        ended[choice] = fit(new_state(config), Objective(config.beta), images, torch.arange(40))
-    assert ended["on"].step == ended["off"].step == 4 and not int(ended["on"].lost)
-    for on, off in zip(ended["on"].ema.parameters(), ended["off"].ema.parameters()): assert torch.allclose(on, off, atol=1e-4)
-    assert not [name for name in ended["on"].model.state_dict() if "_orig_mod" in name]
+        watch = lambda state, terms, seen=seen: seen.append([float(terms[name]) for name in ("loss", "grad_norm", "skipped")])
+        ended[choice] = fit(new_state(config), Objective(config.beta), images, torch.arange(40), [watch])
+    assert len(rows["on"]) == 4 and torch.allclose(torch.tensor(rows["on"]), torch.tensor(rows["off"]), rtol=1e-3)   # 2e-4 are seen
+    assert list(ended["on"].model.state_dict()) == list(ended["off"].model.state_dict())

@@ -378,7 +378,7 @@ def finish(run, tracker, summary):
     tracker.finish(summary)
     write = lambda temporary: temporary.write_text(json.dumps(summary, indent=1))
     tracker.forgiving("summary.json", write_safely, run / "summary.json", write)
-    took = f"{summary['seconds']:.0f} seconds" if summary["seconds"] < 100 else f"{summary['seconds'] / 60:.1f} minutes"
+    took = f"{summary['seconds']:.1f} seconds" if summary["seconds"] < 100 else f"{summary['seconds'] / 60:.1f} minutes"
     names = [name for name in ("l1_val", "lpips_val", "kl_val") if name in summary]
     terms = ", ".join(f"{name.removesuffix('_val').upper()} {summary[name]:.4f}" for name in names)
     print(f"""
