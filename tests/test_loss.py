@@ -11,10 +11,10 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
-import lpips
 import pytest
 import torch
 from fastcore.script import CliError
+from perceptual import official
 from torch import nn
 
 from vae_nb import perceptual
@@ -26,28 +26,11 @@ from vae_nb.track import read_metrics
 from vae_nb.train import Alone, fit, give_up_if_lost
 from vae_nb.vae import VAE, Posterior
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    "Small tensors are fastest on one core."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def noise(n=2, size=48, seed=0):
     return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
-def official(ours):
-    "The lpips package with our trunk's weights."
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        judge = lpips.LPIPS(net=ours.net, pnet_rand=True, verbose=False)
-    own = {name.split(".", 1)[1]: parameter for name, parameter in judge.net.named_parameters()}
-    for name, weight in ours.layers.named_buffers(): own[name].data.copy_(weight)
-    return judge
 
 
 def differences(ours, theirs, x, y):

@@ -10,14 +10,7 @@ from vae_nb.vae import PRESETS, VAE, Posterior, costs
 TINY = dict(widths=[8, 16], blocks=1, stem=2, mid=1)  # downsampling 4
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    "Small tensors are fastest on one core."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def images(n, size):

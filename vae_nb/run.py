@@ -7,7 +7,7 @@ Docs: https://vae-nb.github.io/vae_nb/run.html.md"""
 # %% auto #0
 __all__ = ['MAY_CHANGE', 'SPELT_OUT', 'OWN', 'LEFT', 'located', 'recorded', 'check_run', 'make_objective', 'Interrupted', 'Stop',
            'begin', 'same_images', 'same_loss', 'run_facts', 'Chores', 'last_good', 'annealing', 'check_loss', 'set_up',
-           'put_back', 'remove', 'train_run', 'conclude', 'finished', 'announce', 'finish']
+           'put_back', 'remove', 'train_run', 'shares', 'stopped', 'conclude', 'finished', 'announce', 'finish']
 
 # %% ../nbs/11_run.ipynb #3009821a
 import json
@@ -299,25 +299,21 @@ def train_run(
         config = state.config
         store = load(source, config.size, config.images or None, config.seed)
         if state.step: same_images(run, store)
-        train, val = split(store.names, config.val_fraction)
-        if not (len(train) and len(val)):
-            raise ValueError(f"no image is {'left to train on' if len(val) else 'held out'}: --val-fraction must be above 0, "
-                             f"and the source must have at least two images")
+        train, val = shares(store.names, config.val_fraction)
         objective, images = make_objective(config).to(state.device), place(store.images, state.device)
         facts, total = run_facts(source, store, train, val, state, objective), steps_per_epoch(config, train) * config.epochs
         if state.step: same_loss(run, facts)
-        if finished(run, state, total):
-            print(f"{run} is finished: {state.step:,} steps, {config.epochs:,} epochs. For more: --resume --epochs N")
-            return
+        if finished(run, state, total): return print(f"{run} is finished: {state.step:,} steps. For more: --resume --epochs N")
         whole, share = annealing(objective, config, total)
         if audited: check_loss(state, objective, images, train)
         share(state, {})
         team.wait()   # all have read what is there; now one may write
-        hooks, chores = [], None
+        hooks = []
         if leads:
+            batch = min(config.batch_size, len(train))
             with set_up(run, facts, resume):
                 announce(run, store, facts, total, config, team)
-                tracker = Tracker(run, config, facts, state.step, total, batch := min(config.batch_size, len(train)))
+                tracker = Tracker(run, config, facts, state.step, total, batch)
             chores = Chores(run, state, objective, images, train, val, tracker)
             progress = Progress(total, state.step, config, batch)
             hooks = [progress, *chores.hooks(config)]
@@ -329,11 +325,23 @@ def train_run(
                 progress.close()
                 conclude(run, chores, state, dict(psnr_mean_image=mean_image_psnr(images, train, val), **summary))
         except Interrupted:
-            astray = chores.save_at_last(state) if leads else ""
-            go_on = f" Go on with: vae-train --resume --out {run}" * (run / "checkpoint.safetensors").is_file()
-            raise Interrupted(f"Stopped after step {state.step:,} of {total:,}; {astray or 'nothing is lost'}.{go_on}") from None
+            raise Interrupted(stopped(run, state, total, chores.save_at_last(state) if leads else "")) from None
         finally:
             if leads: progress.close(), tracker.finish({})
+
+
+def shares(names: list, fraction: float) -> tuple:
+    "Indices of the images to train on and of those held out; a ValueError if there are none of either."
+    train, val = split(names, fraction)
+    if len(train) and len(val): return train, val
+    raise ValueError(f"no image is {'left to train on' if len(val) else 'held out'}: --val-fraction must be above 0, "
+                     f"and the source must have at least two images")
+
+
+def stopped(run: Path, state, total: int, astray: str) -> str:
+    "What is said of a run that a signal ended, and how it goes on."
+    go_on = f" Go on with: vae-train --resume --out {run}" * (run / "checkpoint.safetensors").is_file()
+    return f"Stopped after step {state.step:,} of {total:,}; {astray or 'nothing is lost'}.{go_on}"
 
 
 def conclude(run: Path, chores: Chores, state, summary: dict):
