@@ -30,23 +30,26 @@ from vae_nb.train import every, fit, new_state, validate
 from vae_nb.vae import PRESETS, VAE, Decoder, costs
 
 DESIGNS = {  # name: what it tries; all have about 12 M parameters and the latent of the presets
+    "pixels8": dict(size=128, widths=[272], latent=[8, 16, 16], blocks=2, stem=8, mid=2, mirror=True),
     "pixels4": dict(size=128, widths=[128, 288], latent=[8, 16, 16], blocks=[1, 2], stem=4, mid=2, mirror=True),
     "pixels2": dict(size=128, widths=[32, 64, 304], latent=[8, 16, 16], blocks=[1, 1, 2], stem=2, mid=2, mirror=True),
     "deep": dict(size=128, widths=[184], latent=[8, 16, 16], blocks=5, stem=8, mid=4, mirror=True),
     "wide": dict(size=128, widths=[376], latent=[8, 16, 16], blocks=1, stem=8, mid=1, mirror=True),
 }
-NARROW = dict(PRESETS["default"], widths=[256])
-UNFOLD = {  # these decode in more steps than the narrow default: the arguments of their decoders
-    "unfold2": dict(widths=[32, 64, 256], blocks=[1, 1, 2], stem=2, mid=2),
-    "unfold1": dict(widths=[8, 32, 64, 256], blocks=[1, 1, 1, 2], stem=1, mid=2),
+NARROW = dict(DESIGNS["pixels8"], widths=[256])
+DECODERS = {  # name: (a design, the arguments of the decoder that it gets instead of its own)
+    "looks": (PRESETS["default"], dict(widths=[272], blocks=2, stem=8, mid=2)),
+    "retouches": (DESIGNS["pixels8"], dict(widths=[272], blocks=2, stem=8, mid=2, fine=32)),
+    "unfold2": (NARROW, dict(widths=[32, 64, 256], blocks=[1, 1, 2], stem=2, mid=2)),
+    "unfold1": (NARROW, dict(widths=[8, 32, 64, 256], blocks=[1, 1, 1, 2], stem=1, mid=2)),
 }
 
 
 def with_decoder(preset):
-    "`VAE.preset` that knows the designs of UNFOLD, too."
+    "`VAE.preset` that knows the designs of DECODERS, too."
     def extended(name, size=None, latent=None):
         model = preset(name, size, latent)
-        if name in UNFOLD: model.decoder = Decoder(**UNFOLD[name])
+        if name in DECODERS: model.decoder = Decoder(**DECODERS[name][1])
         return model
     return extended
 
@@ -55,7 +58,7 @@ def work(name):
     "Parameters and FLOP (one image, forward, at 128x128) of a design."
     rows = costs(VAE.preset(name, size=128))
     total = lambda key: sum(row[key] for row in rows)
-    design = PRESETS[name] | ({"decoder": UNFOLD[name]} if name in UNFOLD else {})
+    design = PRESETS[name] | ({"decoder": DECODERS[name][1]} if name in DECODERS else {})
     return dict(name=name, design=design, parameters=total("parameters"), gflop=round(total("flop") / 1e9, 2))
 
 
@@ -81,7 +84,7 @@ def train(name, lr, images, given, keep):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    PRESETS.update(DESIGNS, **{name: NARROW for name in UNFOLD})
+    PRESETS.update(DESIGNS, **{name: design for name, (design, _) in DECODERS.items()})
     RECIPES.update({name: {} for name in PRESETS if name not in RECIPES})
     VAE.preset = with_decoder(VAE.preset)
     CHOICES["preset"] = tuple(PRESETS)

@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 
-from vae_nb.layers import Unpatch, groups
+from vae_nb.layers import FineUnpatch, Unpatch, groups
 from vae_nb.vae import PRESETS, VAE, Posterior, costs
 
 TINY = dict(widths=[8, 16], blocks=1, stem=2, mid=1)  # downsampling 4
@@ -157,6 +157,27 @@ def test_an_unpatch_starts_smooth():
         y = Unpatch(16, 3, patch)(torch.ones(1, 16, 8, 8))
         assert y.shape == (1, 3, 8 * patch, 8 * patch)
         assert y[..., 3 * patch:-3 * patch, 3 * patch:-3 * patch].std((2, 3)).max() < 1e-5
+
+
+def test_a_retouched_picture_starts_as_its_draft_and_everything_learns_after_one_step():
+    torch.manual_seed(0)
+    last = FineUnpatch(16, 3, 8, width=8)
+    y = last(torch.ones(1, 16, 8, 8))
+    assert y.shape == (1, 3, 64, 64) and y[..., 24:-24, 24:-24].std((2, 3)).max() < 1e-5
+    model, x = VAE(32, [16], 4, blocks=1, stem=8, mid=0, fine=8), images(4, 32)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    for _ in range(2):
+        optimizer.zero_grad()
+        x_hat, posterior = model(x)
+        ((x_hat - x).abs().mean() + posterior.kl().mean()).backward()
+        optimizer.step()
+    assert model.downsampling == 8 and all(p.grad.abs().max() > 0 for p in model.parameters())
+
+
+@pytest.mark.parametrize("fine, stem", [(8, 1), (8, 2), (8, 7), (-1, 8)])
+def test_a_closer_look_needs_squares_to_fold_in_two_steps(fine, stem):
+    with pytest.raises(ValueError, match=f"fine: expected 0, or a number of channels .* got fine={fine} and stem={stem}"):
+        VAE(stem, [16], 4, stem=stem, fine=fine)
 
 
 def test_groups_keep_both_limits_at_every_width():

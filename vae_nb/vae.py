@@ -8,7 +8,7 @@ Docs: https://vae-nb.github.io/vae_nb/vae.html.md"""
 __all__ = ['NECK', 'PRESETS', 'normal', 'Posterior', 'bounded', 'per_level', 'Encoder', 'Decoder', 'heads', 'check',
            'check_shape', 'VAE', 'fitted', 'costs']
 
-# %% ../nbs/02_vae.ipynb #8cdf5a93
+# %% ../nbs/02_vae.ipynb #6de65faf
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .layers import Down, Patch, ResBlock, Unpatch, Up, conv, norm
+from .layers import Down, FinePatch, FineUnpatch, Patch, ResBlock, Unpatch, Up, conv, norm
 
 # %% ../nbs/02_vae.ipynb #5cdc6f55
 def normal(
@@ -63,7 +63,7 @@ def bounded(
     "Nearly the identity for small x, never beyond the limit, and with a slope on the way there"
     return limit * torch.tanh(x / limit)
 
-# %% ../nbs/02_vae.ipynb #50e2fa31
+# %% ../nbs/02_vae.ipynb #fc95d970
 def per_level(
     blocks: int | list, # one number for all levels, or one for each
     widths: list, # channels of each level
@@ -78,9 +78,11 @@ class Encoder(nn.Module):
                  widths: list, # channels of each level, from high to low resolution
                  blocks: int | list = 2, # residual blocks of a level, one number or one for each
                  stem: int = 1, # side of the squares of pixels that the first layer folds
-                 mid: int = 2): # further blocks at the lowest resolution
+                 mid: int = 2, # further blocks at the lowest resolution
+                 fine: int = 0): # channels of a closer look at half resolution before folding; 0: none
         super().__init__()
-        c, layers = widths[0], [Patch(3, widths[0], stem)]
+        c = widths[0]
+        layers = [FinePatch(3, c, stem, fine) if fine else Patch(3, c, stem)]
         for level, (width, n) in enumerate(zip(widths, per_level(blocks, widths))):
             if level: layers.append(Down(c))
             layers += [ResBlock(c if i == 0 else width, width) for i in range(n)]
@@ -93,7 +95,7 @@ class Encoder(nn.Module):
                 ) -> Tensor: # (B,widths[-1],side,side), side = size / (stem 2^(levels-1))
         return self.layers(x)
 
-# %% ../nbs/02_vae.ipynb #9af09a09
+# %% ../nbs/02_vae.ipynb #1bdf27aa
 class Decoder(nn.Module):
     "Features to image: the levels of the encoder in reverse order"
     def __init__(self,
@@ -101,7 +103,8 @@ class Decoder(nn.Module):
                  blocks: int | list = 2, # residual blocks of a level, one number or one for each
                  stem: int = 1, # side of the squares of pixels that the last layer unfolds
                  mid: int = 2, # further blocks at the lowest resolution
-                 mirror: bool = True): # narrow before upsampling, as the encoder widens after it; or after
+                 mirror: bool = True, # narrow before upsampling, as the encoder widens after it; or after
+                 fine: int = 0): # channels that retouch the picture at half resolution; 0: none
         super().__init__()
         c, layers = widths[-1], [ResBlock(widths[-1]) for _ in range(mid)]
         for level, n in reversed(list(enumerate(per_level(blocks, widths)))):
@@ -110,7 +113,8 @@ class Decoder(nn.Module):
                 layers.append(ResBlock(c, c_out))
                 c = c_out
             if level: layers.append(Up(c))
-        self.layers = nn.Sequential(*layers, norm(c), nn.SiLU(), Unpatch(c, 3, stem))
+        out = FineUnpatch(c, 3, stem, fine) if fine else Unpatch(c, 3, stem)
+        self.layers = nn.Sequential(*layers, norm(c), nn.SiLU(), out)
 
     def forward(self,
                 h: Tensor, # (B,widths[-1],side,side)
@@ -132,7 +136,7 @@ def heads(
     squeeze = nn.Sequential(conv(width, c, kernel=1), nn.Flatten(), nn.Linear(c * side**2, 2 * latent))
     return squeeze, nn.Sequential(nn.Linear(latent, c * side**2), nn.Unflatten(1, (c, side, side)), conv(c, width))
 
-# %% ../nbs/02_vae.ipynb #68c1b956
+# %% ../nbs/02_vae.ipynb #aafb4f83
 def check(
     size: int, # side of the images
     widths: list, # channels of each level
@@ -140,6 +144,7 @@ def check(
     blocks: list, # residual blocks of each level
     stem: int, # side of the squares of the first layer
     mid: int, # further blocks at the lowest resolution
+    fine: int = 0, # channels of a closer look at half resolution
 ) -> int: # the downsampling, stem * 2^(levels-1)
     "Raise ValueError unless these numbers describe a VAE"
     if not widths or min(widths) < 1:
@@ -147,6 +152,9 @@ def check(
     if len(blocks) != len(widths) or min(blocks) < 1:
         raise ValueError(f"blocks: expected a positive number, or {len(widths)} of them (one a level), got {blocks}")
     if stem < 1 or mid < 0: raise ValueError(f"expected stem >= 1 and mid >= 0, got stem={stem} and mid={mid}")
+    if fine < 0 or fine and (stem < 4 or stem % 2):
+        raise ValueError("fine: expected 0, or a number of channels and an even stem of at least 4, "
+                         f"got fine={fine} and stem={stem}")
     factor = stem * 2 ** (len(widths) - 1)
     if size < factor or size % factor:
         raise ValueError(f"size: expected a multiple of {factor} (a stem of {stem}, then {len(widths)} levels), got {size}")
@@ -168,7 +176,7 @@ def check_shape(
     if tuple(x.shape[1:]) != tuple(shape):
         raise ValueError(f"{name}: expected shape (B, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
 
-# %% ../nbs/02_vae.ipynb #5939e673
+# %% ../nbs/02_vae.ipynb #59cc418a
 class VAE(nn.Module):
     "A variational autoencoder of images (Kingma & Welling 2014)"
     def __init__(self,
@@ -178,18 +186,20 @@ class VAE(nn.Module):
                  blocks: int | list = 2, # residual blocks of a level, one number or one for each
                  stem: int = 1, # side of the squares of pixels that the first layer folds
                  mid: int = 2, # further residual blocks at the lowest resolution, in encoder and decoder
-                 mirror: bool = True): # the decoder narrows before it upsamples (cheaper), or after
+                 mirror: bool = True, # the decoder narrows before it upsamples (cheaper), or after
+                 fine: int = 0): # channels of a closer look at half resolution, on the way in and out; 0: none
         super().__init__()
         widths, blocks = list(widths), per_level(blocks, widths)
         latent = list(latent) if isinstance(latent, tuple) else latent
-        self.downsampling = check(size, widths, latent, blocks, stem, mid)
-        self.hparams = dict(size=size, widths=widths, latent=latent, blocks=blocks, stem=stem, mid=mid, mirror=mirror)
+        self.downsampling = check(size, widths, latent, blocks, stem, mid, fine)
+        self.hparams = dict(size=size, widths=widths, latent=latent, blocks=blocks, stem=stem, mid=mid, mirror=mirror,
+                            fine=fine)
         self.size = size
         self.latent_shape = (latent,) if isinstance(latent, int) else tuple(latent)
         self.D = torch.Size(self.latent_shape).numel()
-        self.encoder = Encoder(widths, blocks, stem, mid)
+        self.encoder = Encoder(widths, blocks, stem, mid, fine)
         self.to_posterior, self.from_latent = heads(widths[-1], size // self.downsampling, latent)
-        self.decoder = Decoder(widths, blocks, stem, mid, mirror)
+        self.decoder = Decoder(widths, blocks, stem, mid, mirror, fine)
 
     def encode(self,
                x: Tensor, # (B,3,size,size) in [-1,1]
@@ -245,10 +255,10 @@ def fitted(
     "The same kind of latent for images of another size"
     return latent if isinstance(latent, int) else [latent[0]] + [side * size // made_for for side in latent[1:]]
 
-# %% ../nbs/02_vae.ipynb #8d3e7fa6
+# %% ../nbs/02_vae.ipynb #ad463667
 PRESETS = {  # name: the arguments of VAE
     "reference": dict(size=128, widths=[64, 64, 128, 256], latent=[8, 16, 16], blocks=2, stem=1, mid=2, mirror=False),
-    "default": dict(size=128, widths=[272], latent=[8, 16, 16], blocks=2, stem=8, mid=2, mirror=True),
+    "default": dict(size=128, widths=[272], latent=[8, 16, 16], blocks=2, stem=8, mid=2, mirror=True, fine=32),
     "demo": dict(size=64, widths=[128, 256], latent=64, blocks=1, stem=8, mid=0, mirror=True),
 }
 
