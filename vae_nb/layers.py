@@ -127,9 +127,9 @@ class Unpatch(nn.Module):
         base = F.interpolate(base, scale_factor=self.patch, mode="bilinear")
         return base + F.pixel_shuffle(self.detail(x), self.patch)
 
-# %% ../nbs/01_layers.ipynb #7210fa1c
+# %% ../nbs/01_layers.ipynb #8b3daf77
 class FinePatch(nn.Sequential):
-    "`Patch` with a closer look: fold 2 x 2 pixels, think at half resolution, fold the rest of the square"
+    "`Patch` with a closer look: (B,c_in,H,W) -> (B,c_out,H/patch,W/patch), thinking at half resolution in between"
     def __init__(self,
                  c_in: int, # input channels
                  c_out: int, # output channels
