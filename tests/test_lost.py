@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from vae_nb import checkpoint, run, track
 from vae_nb.checkpoint import load_state, read_header
 from vae_nb.track import read_metrics
+from vae_nb.train import Alone
 
 TINY = dict(preset="demo", size=32, latent="16", images=120, batch_size=16, lpips="none", device="cpu", log_every=1,
             val_fraction=0.1, wandb="disabled")
@@ -336,6 +338,63 @@ def test_a_run_that_cannot_begin_takes_nothing_with_it(tmp_path, old, monkeypatc
     assert len(after.pop("wandb/id")) == 8 and after == before and [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_an_old_run_is_there_until_the_new_one_has_done_a_step(tmp_path, old, monkeypatch, capsys):
+    "The first step may fail, the disk may be full, a signal may come: the old run is as it was, or comes back the next time."
+    folder = shutil.copytree(old, tmp_path / "run")
+    before = files(folder)
+
+    def no_memory(*args): raise MemoryError("out of memory")
+
+    def no_room(path, write): raise OSError(errno.ENOSPC, "No space left on device")
+    for name, broken in (("fit", no_memory), ("write_safely", no_room)):
+        with monkeypatch.context() as patch:
+            patch.setattr(run, name, broken)
+            for how in (dict(overwrite=True, seed=1), dict(resume=True, epochs=3)):
+                with pytest.raises((MemoryError, OSError)): again(folder, **how)
+            with pytest.raises((MemoryError, OSError)): again(tmp_path / "new")
+        assert files(folder) == before and not (tmp_path / "new").exists()
+    run.put_aside(folder)   # and here the process was killed
+    (folder / ".config.json.4711").write_text("half of")
+    again(folder, resume=True, source="")
+    assert "is finished" in capsys.readouterr().out and not list(folder.glob(".re*"))
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path, old):
+    folder = shutil.copytree(old, tmp_path / "run")
+    with run.held(folder):
+        for how in (dict(overwrite=True), dict(resume=True, epochs=3)):
+            with pytest.raises(ValueError, match="another process is training in .*run: wait for it, or"): again(folder, **how)
+    assert equal(old, folder)
+
+
+def test_images_of_the_run_itself_are_no_source(tmp_path, old):
+    folder = shutil.copytree(old, tmp_path / "run")
+    before = files(folder)
+    with pytest.raises(ValueError, match="the images are in .*run/pictures, which is the run's own"):
+        again(folder, overwrite=True, source=folder / "pictures")
+    assert files(folder) == before
+
+
+def test_a_closed_terminal_ends_a_run_politely_and_nohup_is_obeyed(monkeypatch):
+    state = SimpleNamespace(step=1)
+    with pytest.raises(run.Interrupted), run.Stop(Alone(), 1) as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        stop(state, {})
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with run.Stop(Alone(), 1) as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        stop(state, {})
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("stream", [None, "/dev/full"])
+def test_a_bar_that_nobody_sees_ends_no_run(tmp_path, old, monkeypatch, stream):
+    monkeypatch.setattr(sys, "stderr", stream and open(stream, "w", buffering=1))
+    again(tmp_path / "run")
+    monkeypatch.undo()
+    assert equal(old, tmp_path / "run")
+
+
 def test_overwriting_replaces_what_a_run_writes_and_nothing_else(tmp_path, old):
     "Also behind a link; and what a resumed run writes replaces no other file."
     folder = shutil.copytree(old, tmp_path / "run")
@@ -350,14 +409,19 @@ def test_overwriting_replaces_what_a_run_writes_and_nothing_else(tmp_path, old):
     assert equal(old, folder) and (folder / "thesis.txt").exists()
 
 
-def test_a_finished_run_is_left_as_it_is(tmp_path, old, capsys):
+def test_a_finished_run_is_left_as_it_is(tmp_path, peace, old, capsys):
     folder = shutil.copytree(old, tmp_path / "run")
     before = files(folder)
     train(folder, resume=True, source="", epochs=1)
     assert files(folder) == before and "is finished: 6 steps" in capsys.readouterr().out
-    (folder / "summary.json").unlink()   # killed at the very end
-    train(folder, resume=True, source="", epochs=1)
-    assert json.loads((folder / "summary.json").read_text())["step"] == 6
+    for name in ("summary.json", "model.safetensors"):   # killed at the very end; lost by somebody
+        (folder / name).unlink()
+        train(folder, resume=True, source="", epochs=1)
+        assert json.loads((folder / "summary.json").read_text())["step"] == 6 and equal(old, folder)
+    longer = shutil.copytree(peace, tmp_path / "longer")
+    (longer / "summary.json").unlink()
+    with pytest.raises(ValueError, match="--epochs 1: these are 6 steps, and the run has done .* already"):
+        train(longer, resume=True, source="", epochs=1)
 
 
 def test_more_epochs_survive_a_kill_before_the_next_checkpoint(tmp_path, old):
@@ -396,7 +460,11 @@ def test_where_images_are_and_where_the_run_goes(tmp_path, pictures, monkeypatch
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     for given in ("", "../pictures", source): train(Path("../run"), source=given, resume=True, epochs=2)
-    assert load_state(tmp_path / "run/checkpoint.safetensors").config.epochs == 2
+    shutil.move(source, tmp_path / "moved")
+    with pytest.raises(ValueError, match="no such file or folder"): train(Path("../run"), source="", resume=True, epochs=3)
+    train(Path("../run"), source="../moved", resume=True, epochs=3)
+    assert load_state(tmp_path / "run/checkpoint.safetensors").config.epochs == 3
+    assert json.loads((tmp_path / "run/config.json").read_text())["source"] == str(tmp_path / "moved")
 
 
 def test_what_went_wrong_for_good_is_said(tmp_path, old, capsys, monkeypatch):
@@ -438,12 +506,15 @@ def test_foreign_old_and_damaged_checkpoints_are_refused_by_name(tmp_path, peace
     path, good = tmp_path / "checkpoint.safetensors", (peace / "checkpoint.safetensors").read_bytes()
     header, tensors = read_header(peace / "checkpoint.safetensors"), load_file(peace / "checkpoint.safetensors")
     old, new = (dict(header, format=f"vae_nb checkpoint {version}") for version in (1, 3))
-    half = {name: value for name, value in tensors.items() if not name.startswith("ema.")}
+    without = lambda part: {name: value for name, value in tensors.items() if not name.startswith(part)}
+    strange = dict(header, config=json.dumps(dict(json.loads(header["config"]), spirit=3)))
     for write, text in ((lambda: path.write_bytes(good[:-100]), "damaged"), (lambda: path.write_bytes(b""), "damaged"),
                         (lambda: save_file(tensors, path, old), "format 1.*reads format 2"),
                         (lambda: save_file(tensors, path, new), "format 3.*reads format 2"),
                         (lambda: save_file(tensors, path, {}), "calls itself 'nothing'"),
-                        (lambda: save_file(half, path, header), "does not hold this model")):
+                        (lambda: save_file(tensors, path, strange), "no configuration .*'spirit'"),
+                        (lambda: save_file(without("optimizer."), path, header), "not hold all that the optimiser remembers"),
+                        (lambda: save_file(without("ema."), path, header), "does not hold this model")):
         path.unlink(missing_ok=True)
         write()
         with pytest.raises(ValueError, match=f"checkpoint.safetensors.*{text}"): load_state(path)

@@ -23,13 +23,14 @@ try:
 except ImportError:  # Windows has none: there a folder is built without a lock
     fcntl = None
 
-# %% ../nbs/00_cache.ipynb #aa6fed2a
+# %% ../nbs/00_cache.ipynb #edd3acbe
 def cache_root(
     cache: str | Path | None = None,  # a folder, or None for the environment's choice
 ) -> Path:
     "`cache`, else $VAE_NB_CACHE, else vae_nb in the user's cache folder"
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache or os.environ.get("VAE_NB_CACHE") or Path(home) / "vae_nb")
+    if chosen := cache or os.environ.get("VAE_NB_CACHE"): return Path(chosen)
+    try: return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vae_nb"
+    except RuntimeError: raise ValueError("no home folder to keep the image cache in: name one with VAE_NB_CACHE") from None
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def sweep(
         for pattern in (".*.*.[0-9]*", ".id.[0-9]*", ".tmp??????"):
             for left in place.glob(pattern): left.unlink(missing_ok=True)
 
-# %% ../nbs/06_checkpoint.ipynb #4ad6e3d3
+# %% ../nbs/06_checkpoint.ipynb #90bca8b1
 KIND, VERSION = "vae_nb checkpoint", "2"  # what a checkpoint calls itself; another version, another layout
 
 
@@ -82,16 +82,24 @@ def load_state(
 ) -> State:
     "Read a checkpoint and go on from there."
     header = checked_header(path)
-    state, tensors = new_state(Config(**{**json.loads(header["config"]), **changes})), load_file(path)
+    try: config = Config(**{**json.loads(header["config"]), **changes})
+    except (TypeError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: no configuration that this version of vae_nb knows ({error})") from error
+    state, tensors = new_state(config), load_file(path)
     part = lambda prefix: {name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)}
-    try: state.model.load_state_dict(part("model.")), state.ema.load_state_dict(part("ema.")), state.lost.copy_(tensors["lost"])
-    except (RuntimeError, KeyError) as error: raise ValueError(f"{path} does not hold this model: {error}") from error
     slots, weights = {}, [p for group in state.optimizer.param_groups for p in group["params"]]
-    for name, value in part("optimizer.").items():
-        i, key = name.split(".")   # each moment laid out in memory like its weight: the fused AdamW walks both in step
-        slots.setdefault(int(i), {})[key] = torch.empty_like(weights[int(i)]).copy_(value) if value.ndim else value
+    try:
+        state.model.load_state_dict(part("model."))
+        state.ema.load_state_dict(part("ema."))
+        state.lost.copy_(tensors["lost"])
+        state.step, state.best = int(header["step"]), float(header["best"])
+        for name, value in part("optimizer.").items():
+            i, key = name.split(".")   # each moment laid out in memory like its weight: the fused AdamW walks both in step
+            slots.setdefault(int(i), {})[key] = torch.empty_like(weights[int(i)]).copy_(value) if value.ndim else value
+    except (RuntimeError, KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"{path} does not hold this model: {error}") from error
+    if state.step and len(slots) < len(weights): raise ValueError(f"{path} does not hold all that the optimiser remembers")
     state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": slots})
-    state.step, state.best = int(header["step"]), float(header["best"])
     return state
 
 
@@ -118,7 +126,7 @@ def read_header(
         with safe_open(path, "pt") as file: return file.metadata() or {}
     except Exception as error: raise ValueError(f"{path} is damaged, or no safetensors file at all: {error}") from error
 
-# %% ../nbs/06_checkpoint.ipynb #4da21e45
+# %% ../nbs/06_checkpoint.ipynb #2196d389
 def save_model(
     model: VAE,
     path: Path,  # such as runs/NAME/model.safetensors
@@ -138,8 +146,11 @@ def load_model(
     if header.get("format", "").startswith(KIND):
         raise ValueError(f"{path} is a checkpoint, to go on training from; give the folder of the run, or its model.safetensors")
     if "vae" not in header: raise ValueError(f"{path}: expected a model written by save_model, got another safetensors file")
-    model = VAE(**json.loads(header["vae"]))
-    model.load_state_dict(load_file(path))
+    try:
+        model = VAE(**json.loads(header["vae"]))
+        model.load_state_dict(load_file(path))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged, or of another version of vae_nb: {error}") from error
     return model.to(pick_device(device), memory_format=torch.channels_last).eval()
 
 # %% ../nbs/06_checkpoint.ipynb #8f931d33

@@ -8,9 +8,10 @@ Docs: https://vae-nb.github.io/vae_nb/cli.html.md"""
 __all__ = ['with_config', 'plain_errors', 'check_seed', 'vae_train', 'save_picture', 'read_images', 'vae_reconstruct',
            'vae_sample', 'vae_interpolate']
 
-# %% ../nbs/11_cli.ipynb #a3c05353
+# %% ../nbs/11_cli.ipynb #a536b14b
 import os
 import sys
+from contextlib import suppress
 from dataclasses import fields
 from functools import wraps
 from inspect import Parameter, signature
@@ -22,7 +23,7 @@ from fastcore.script import CliError, call_parse, is_cli
 
 from .config import RECIPES, Config, recipe
 
-# %% ../nbs/11_cli.ipynb #61f37c5b
+# %% ../nbs/11_cli.ipynb #757a6460
 def with_config(func):
     "Give `func` one option for each field of Config, which stays the only owner of their names, help and defaults."
     def option(field):
@@ -43,8 +44,9 @@ def plain_errors(func):
     "Turn errors that a user can mend into one line; a traceback remains for the others."
     @wraps(func)
     def wrapped(*args, **kwargs):
+        with suppress(AttributeError): sys.stdout.reconfigure(errors="backslashreplace")   # for names that a terminal can't show
         try: return func(*args, **kwargs)
-        except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        except (ValueError, OSError, ImportError, FloatingPointError, MemoryError) as error:
             raise CliError(f"{func.__name__.replace('_', '-')}: {error}") from error
         except KeyboardInterrupt:   # Ctrl-C where nothing has been begun that must be finished
             if not is_cli(): raise
@@ -82,12 +84,16 @@ def vae_train(
     try: train_run(source, run, resume, overwrite, given, audit)
     except Interrupted as stopped: raise CliError(str(stopped)) from None
 
-# %% ../nbs/11_cli.ipynb #c352ae2a
+# %% ../nbs/11_cli.ipynb #5a0f3a98
 def save_picture(picture, out: str):
     "Write a picture, and say where."
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    try: picture.save(out)
-    except ValueError as error: raise ValueError(f"--out {out}: give a name that ends in .png or .jpg ({error})") from error
+    from PIL import Image
+
+    from vae_nb.checkpoint import write_safely
+    kind = Image.registered_extensions().get(Path(out).suffix.lower())
+    if kind not in Image.SAVE: raise ValueError(f"--out {out}: give a name that ends in .png or .jpg")
+    write_safely(Path(out), lambda temporary: picture.save(temporary, format=kind))
     print(f"{out}: {picture.width}x{picture.height} pixels")
 
 

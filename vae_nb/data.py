@@ -47,7 +47,7 @@ def to_uint8(
     "Pixels as a file holds them: the inverse of `to_float`"
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
-# %% ../nbs/00_data.ipynb #2e5dd624
+# %% ../nbs/00_data.ipynb #7beb4824
 def _first(items, limit=5):
     items = list(items)
     return ", ".join(items[:limit]) + (f" and {len(items) - limit:,} more" if len(items) > limit else "")
@@ -91,7 +91,7 @@ def _ignored(other):
 
 
 def _short(path):
-    with suppress(ValueError):
+    with suppress(ValueError, RuntimeError):   # elsewhere, or nobody's home
         return str(Path("~") / Path(path).relative_to(Path.home()))
     return str(path)
 

@@ -1,4 +1,4 @@
-"""A configuration, a state, one step, a loop: all of it on two screens.
+"""A state, one step, a loop: step and loop fit on two screens
 
 Docs: https://vae-nb.github.io/vae_nb/train.html.md"""
 
@@ -8,7 +8,7 @@ Docs: https://vae-nb.github.io/vae_nb/train.html.md"""
 __all__ = ['ALONE', 'learning_rate', 'State', 'new_state', 'Alone', 'step', 'validate', 'mean_image_psnr', 'steps_per_epoch',
            'every', 'same_in_parts', 'fit', 'give_up_if_lost']
 
-# %% ../nbs/06_train.ipynb #4b42f95c
+# %% ../nbs/06_train.ipynb #d6daba47
 import copy
 import math
 import sys
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .config import Config, parse_latent
 from .data import batches, to_float
-from .machine import autocast, compiles, pick_device, place, tuned
+from .machine import autocast, compiles, pick_device, place, seeded, tuned
 from .objective import psnr
 from .vae import VAE
 
@@ -35,7 +35,7 @@ def learning_rate(
     if step < warmup: return config.lr * (step + 1) / warmup
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
-# %% ../nbs/06_train.ipynb #a1442d84
+# %% ../nbs/06_train.ipynb #48410124
 @dataclass
 class State:
     "All that changes during a run. Save it, and the run can go on as if nothing had happened."
@@ -55,9 +55,9 @@ def new_state(
     config: Config,
 ) -> State:
     "A model with fresh weights, its average and its optimiser, on the configured device."
-    torch.manual_seed(config.seed)
-    model = VAE.preset(config.preset, size=config.size, latent=parse_latent(config.latent))
     device = pick_device(config.device)
+    with seeded(config.seed, torch.device("cpu")):
+        model = VAE.preset(config.preset, size=config.size, latent=parse_latent(config.latent))
     model = model.to(device, memory_format=torch.channels_last)
     weights = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]  # biases and norms: nothing to decay
@@ -67,7 +67,7 @@ def new_state(
     ema = copy.deepcopy(model).requires_grad_(False).eval()
     return State(config, model, ema, optimizer, lost=torch.zeros((), dtype=torch.long, device=device))
 
-# %% ../nbs/06_train.ipynb #6811aa26
+# %% ../nbs/06_train.ipynb #005b8b56
 class Alone:
     "A team of one: the process that does all of the work."
     rank, size = 0, 1   # which member this process is, and of how many
@@ -75,8 +75,8 @@ class Alone:
     def mine(self, rows): return rows                      # the rows of a whole batch that are this member's
     def mean(self, terms): return terms                    # the mean over all members
     def hold(self, network, more): return nullcontext()    # gradients are exchanged only if no part is to follow
-    def agree(self, flag): return flag                     # does any member say so?
-    def wait(self): pass                                   # until all members are here
+    def agree(self, flag): return flag                     # True if any member says so (for a run: "I was asked to stop")
+    def wait(self): pass                                   # go on when all members are here (for a run: until files are written)
 
 
 ALONE = Alone()
@@ -94,8 +94,8 @@ def step(
     config, model, optimizer = state.config, state.model, state.optimizer
     lr = learning_rate(state.step, total, config)
     for group in optimizer.param_groups: group["lr"] = lr
-    torch.manual_seed(config.seed * 1_000_003 + state.step)   # the noise depends on the seed, the step and the place in the batch
-    eps = team.mine(torch.randn(team.size * len(x), *model.latent_shape, device=x.device))
+    with seeded(config.seed * 1_000_003 + state.step, x.device):   # noise depends on seed, step and the place in the batch
+        eps = team.mine(torch.randn(team.size * len(x), *model.latent_shape, device=x.device))
 
     model.train()
     optimizer.zero_grad(set_to_none=True)
@@ -119,7 +119,7 @@ def step(
         torch._foreach_lerp_(list(state.ema.parameters()), list(model.parameters()), 1 - decay)
     return {**terms, "lr": lr, "grad_norm": norm.detach(), "skipped": skipped}
 
-# %% ../nbs/06_train.ipynb #f4316ce7
+# %% ../nbs/06_train.ipynb #94cbfbe9
 @torch.no_grad()
 def validate(
     state: State,
@@ -128,14 +128,14 @@ def validate(
     index: Tensor,         # which of them are held out
 ) -> dict:                 # name_val -> float: every term and psnr (decibels), means over the held-out images
     "The training objective on held-out images, with the averaged weights."
-    torch.manual_seed(state.config.seed)
     sums = {}
-    for x in batches(images, index, state.config.batch_size, device=state.device, shuffle=False, flip=False):
-        with autocast(x.device, state.config.precision):
-            x_hat, posterior = state.ema(x.contiguous(memory_format=torch.channels_last))
-            terms = objective(x, x_hat, posterior)
-        terms["psnr"] = psnr(x, x_hat).mean()
-        for name, term in terms.items(): sums[name] = sums.get(name, 0) + term * len(x)
+    with seeded(state.config.seed, state.device):
+        for x in batches(images, index, state.config.batch_size, device=state.device, shuffle=False, flip=False):
+            with autocast(x.device, state.config.precision):
+                x_hat, posterior = state.ema(x.contiguous(memory_format=torch.channels_last))
+                terms = objective(x, x_hat, posterior)
+            terms["psnr"] = psnr(x, x_hat).mean()
+            for name, term in terms.items(): sums[name] = sums.get(name, 0) + term * len(x)
     return {f"{name}_val": value.item() / len(index) for name, value in sums.items()}
 
 # %% ../nbs/06_train.ipynb #ee72fde9
