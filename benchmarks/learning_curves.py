@@ -1,8 +1,10 @@
-"""Is the fast network as good? Presets and other designs, trained on the same images, in the same order, to the same number.
+r"""Is the fast network as good? Presets and other designs, trained on the same images, in the same order, to the same number.
 
-    python benchmarks/learning_curves.py --device cuda --batch-size 32 --images 14000 --passes 20 --lr 1e-4 1e-3    on a GPU
+    python benchmarks/learning_curves.py --device cuda --batch-size 32 --images 14000 --passes 20 --lr 1e-4 3e-4 1e-3    on a GPU
     python benchmarks/learning_curves.py                                                 what two cores can do in an hour
     python benchmarks/learning_curves.py --size 64 --design reference default pixels4    other stems, smaller images
+    python benchmarks/learning_curves.py --size 64 --images 9600 --passes 3 --every 200 --lr 1e-3 --out \
+        benchmarks/results/learning_curves_64_cpu_long.json                              a longer run
 
 Held-out L1, LPIPS, KL and PSNR against the images seen and the seconds of training go to
 benchmarks/results/learning_curves_SIZE_DEVICE.json, after every measurement; the .jpg beside it has held-out images, and below
