@@ -375,16 +375,17 @@ def test_images_of_the_run_itself_are_no_source(tmp_path, old):
     assert files(folder) == before
 
 
-def test_a_closed_terminal_ends_a_run_politely_and_nohup_is_obeyed(monkeypatch):
-    state = SimpleNamespace(step=1)
-    with pytest.raises(run.Interrupted), run.Stop(Alone(), 1) as stop:
-        os.kill(os.getpid(), signal.SIGHUP)
-        stop(state, {})
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with run.Stop(Alone(), 1) as stop:
-        os.kill(os.getpid(), signal.SIGHUP)
-        stop(state, {})
-    signal.signal(signal.SIGHUP, before)
+def test_a_closed_terminal_ends_a_run_politely_and_nohup_is_obeyed():
+    state, before = SimpleNamespace(step=1), signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with pytest.raises(run.Interrupted), run.Stop(Alone(), 1) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            stop(state, {})
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with run.Stop(Alone(), 1) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            stop(state, {})
+    finally: signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("stream", [None, "/dev/full"])
