@@ -7,8 +7,8 @@ Docs: https://vae-nb.github.io/vae_nb/run.html.md"""
 # %% auto #0
 __all__ = ['OWN', 'MAY_CHANGE', 'SPELT_OUT', 'LEFT', 'located', 'recorded', 'check_run', 'make_objective', 'Interrupted', 'Stop',
            'begin', 'same_images', 'same_loss', 'run_facts', 'Chores', 'last_good', 'annealing', 'check_loss', 'held',
-           'set_up', 'put_aside', 'put_back', 'discard', 'remove', 'train_run', 'settled', 'shares', 'stopped',
-           'conclude', 'finished', 'announce', 'finish']
+           'set_up', 'put_aside', 'put_back', 'discard', 'remove', 'train_run', 'loaded', 'settled', 'shares',
+           'stopped', 'conclude', 'finished', 'announce', 'finish']
 
 # %% ../nbs/11_run.ipynb #17cdc9b0
 import json
@@ -256,7 +256,7 @@ def check_loss(state, objective, images, train):
     if found.problems:
         raise ValueError(f"--audit: {len(found.problems)} wrong, see above; nothing was trained, and nothing written")
 
-# %% ../nbs/11_run.ipynb #433a0de2
+# %% ../nbs/11_run.ipynb #8ae7206e
 @contextmanager
 def held(run: Path):
     "The run folder, made if it is not there, for this process alone; ValueError if another one is at work in it."
@@ -288,12 +288,14 @@ def set_up(
     Then what the run replaces is deleted. If the block fails before that, all is as it was.
     """
     sweep(run)
-    path, begun = run / "config.json", []
+    path, begun = run / "config.json", False
     before = path.read_text() if path.is_file() else None
     if not resume: put_aside(run)
 
     def begin_in_earnest(state=None, terms=None):
-        if not begun: begun.append(True), remove(run / ".replaced")
+        nonlocal begun
+        if not begun: remove(run / ".replaced")
+        begun = True
 
     try:
         write_safely(path, lambda temporary: temporary.write_text(json.dumps(facts, indent=1)))
@@ -339,7 +341,7 @@ def remove(path: Path):
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path, ignore_errors=True)
     else: path.unlink(missing_ok=True)
 
-# %% ../nbs/11_run.ipynb #dd13581b
+# %% ../nbs/11_run.ipynb #07085de9
 def train_run(
     source: str,      # scenes, a folder, an archive, a named set; "" in a resumed run
     run: Path,        # run folder
@@ -350,20 +352,15 @@ def train_run(
 ):
     "Train a model from its beginning, or from where it stopped. Raises Interrupted if a signal ends it early."
     with together() as team, ExitStack() as block:
-        leads, there, source, given = team.rank == 0, run.is_dir(), located(source), settled(given)
+        leads, there, source = team.rank == 0, run.is_dir(), located(source)
         if leads:
             if there: block.enter_context(held(run))
             check_run(run, resume, overwrite, source)
         else: block.enter_context(redirect_stdout(StringIO())), block.enter_context(redirect_stderr(StringIO()))
         team.wait()   # the folder is in order
-        state, source = begin(source, run, resume, given)
-        config = state.config
-        store = load(source, config.size, config.images or None, config.seed)
-        if state.step: same_images(run, store)
-        train, val = shares(store.names, config.val_fraction)
-        objective, images = make_objective(config).to(state.device), place(store.images, state.device)
-        facts, total = run_facts(source, store, train, val, state, objective), steps_per_epoch(config, train) * config.epochs
-        if state.step: same_loss(run, facts)
+        state, store, (train, val), objective, facts = loaded(source, run, resume, settled(given))
+        config, images = state.config, place(store.images, state.device)
+        total = steps_per_epoch(config, train) * config.epochs
         if finished(run, state, total): return print(f"{run} is finished: {state.step:,} steps. For more: --resume --epochs N")
         if state.step > total:
             raise ValueError(f"--epochs {config.epochs}: these are {total:,} steps, and the run has done {state.step:,} already")
@@ -392,6 +389,18 @@ def train_run(
         if leads:
             progress.close()
             conclude(run, chores, state, dict(psnr_mean_image=mean_image_psnr(images, train, val), **summary))
+
+
+def loaded(source: str, run: Path, resume: bool, given: dict) -> tuple:  # State, ImageStore, (train, val), objective, facts
+    "All that a run needs, and if it goes on: the same as before. Nothing is written."
+    state, source = begin(source, run, resume, given)
+    store = load(source, state.config.size, state.config.images or None, state.config.seed)
+    if state.step: same_images(run, store)
+    parts = shares(store.names, state.config.val_fraction)
+    objective = make_objective(state.config).to(state.device)
+    facts = run_facts(source, store, *parts, state, objective)
+    if state.step: same_loss(run, facts)
+    return state, store, parts, objective, facts
 
 
 def settled(given: dict) -> dict:
