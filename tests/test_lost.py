@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from vae_nb import checkpoint, run, track
 from vae_nb.checkpoint import load_state, read_header
+from vae_nb.folder import held, put_aside
 from vae_nb.track import read_metrics
 from vae_nb.train import Alone
 
@@ -346,14 +347,14 @@ def test_an_old_run_is_there_until_the_new_one_has_done_a_step(tmp_path, old, mo
     def no_memory(*args): raise MemoryError("out of memory")
 
     def no_room(path, write): raise OSError(errno.ENOSPC, "No space left on device")
-    for name, broken in (("fit", no_memory), ("write_safely", no_room)):
+    for name, broken in (("run.fit", no_memory), ("folder.write_safely", no_room)):
         with monkeypatch.context() as patch:
-            patch.setattr(run, name, broken)
+            patch.setattr(f"vae_nb.{name}", broken)
             for how in (dict(overwrite=True, seed=1), dict(resume=True, epochs=3)):
                 with pytest.raises((MemoryError, OSError)): again(folder, **how)
             with pytest.raises((MemoryError, OSError)): again(tmp_path / "new")
         assert files(folder) == before and not (tmp_path / "new").exists()
-    run.put_aside(folder)   # and here the process was killed
+    put_aside(folder)   # and here the process was killed
     (folder / ".config.json.4711").write_text("half of")
     again(folder, resume=True, source="")
     assert "is finished" in capsys.readouterr().out and not list(folder.glob(".re*"))
@@ -361,7 +362,7 @@ def test_an_old_run_is_there_until_the_new_one_has_done_a_step(tmp_path, old, mo
 
 def test_a_folder_has_one_run_at_a_time(tmp_path, old):
     folder = shutil.copytree(old, tmp_path / "run")
-    with run.held(folder):
+    with held(folder):
         for how in (dict(overwrite=True), dict(resume=True, epochs=3)):
             with pytest.raises(ValueError, match="another process is training in .*run: wait for it, or"): again(folder, **how)
     assert equal(old, folder)
