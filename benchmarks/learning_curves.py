@@ -24,6 +24,7 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from vae_nb.config import CHOICES, RECIPES, recipe
 from vae_nb.data import to_float
+from vae_nb.layers import FineUnpatch
 from vae_nb.objective import Objective
 from vae_nb.perceptual import LPIPS
 from vae_nb.scenes import scenes
@@ -37,21 +38,27 @@ DESIGNS = {  # name: what it tries; all have about 12 M parameters and the laten
     "pixels2": dict(size=128, widths=[32, 64, 304], latent=[8, 16, 16], blocks=[1, 1, 2], stem=2, mid=2, mirror=True),
     "deep": dict(size=128, widths=[184], latent=[8, 16, 16], blocks=5, stem=8, mid=4, mirror=True),
     "wide": dict(size=128, widths=[376], latent=[8, 16, 16], blocks=1, stem=8, mid=1, mirror=True),
+    "far": dict(PRESETS["default"], fine=0),
+    "near": dict(PRESETS["default"], widths=[272], blocks=4, coarse=0),
+    "group4": dict(PRESETS["default"], group=4),
+    "strokes2": PRESETS["default"],
 }
+STROKES = {"strokes2": 2}  # name: blocks that retouch the picture
 NARROW = dict(DESIGNS["pixels8"], widths=[256])
 DECODERS = {  # name: (a design, the arguments of the decoder that it gets instead of its own)
-    "looks": (PRESETS["default"], dict(widths=[272], blocks=2, stem=8, mid=2)),
-    "retouches": (DESIGNS["pixels8"], dict(widths=[272], blocks=2, stem=8, mid=2, fine=32)),
+    "looks": (PRESETS["default"], dict(widths=[256], blocks=2, stem=8, mid=0, coarse=304, group=16)),
+    "retouches": (DESIGNS["far"], dict(widths=[256], blocks=2, stem=8, mid=0, fine=32, coarse=304, group=16)),
     "unfold2": (NARROW, dict(widths=[32, 64, 256], blocks=[1, 1, 2], stem=2, mid=2)),
     "unfold1": (NARROW, dict(widths=[8, 32, 64, 256], blocks=[1, 1, 1, 2], stem=1, mid=2)),
 }
 
 
 def with_decoder(preset):
-    "`VAE.preset` that knows the designs of DECODERS, too."
+    "`VAE.preset` that knows the designs of DECODERS and STROKES, too."
     def extended(name, size=None, latent=None):
         model = preset(name, size, latent)
         if name in DECODERS: model.decoder = Decoder(**DECODERS[name][1])
+        if name in STROKES: model.decoder.layers[-1] = FineUnpatch(256, 3, 8, 32, blocks=STROKES[name])
         return model
     return extended
 
@@ -61,6 +68,7 @@ def work(name):
     rows = costs(VAE.preset(name, size=128))
     total = lambda key: sum(row[key] for row in rows)
     design = PRESETS[name] | ({"decoder": DECODERS[name][1]} if name in DECODERS else {})
+    if name in STROKES: design = design | {"strokes": STROKES[name]}
     return dict(name=name, design=design, parameters=total("parameters"), gflop=round(total("flop") / 1e9, 2))
 
 

@@ -8,7 +8,7 @@ Docs: https://vae-nb.github.io/vae_nb/vae.html.md"""
 __all__ = ['NECK', 'PRESETS', 'normal', 'Posterior', 'bounded', 'per_level', 'Encoder', 'Decoder', 'heads', 'check',
            'check_shape', 'VAE', 'fitted', 'costs']
 
-# %% ../nbs/02_vae.ipynb #6de65faf
+# %% ../nbs/02_vae.ipynb #f93cd20a
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .layers import Down, FinePatch, FineUnpatch, Patch, ResBlock, Unpatch, Up, conv, norm
+from .layers import Down, FinePatch, FineUnpatch, Hourglass, Patch, ResBlock, Unpatch, Up, conv, norm
 
 # %% ../nbs/02_vae.ipynb #5cdc6f55
 def normal(
@@ -63,7 +63,7 @@ def bounded(
     "Nearly the identity for small x, never beyond the limit, and with a slope on the way there"
     return limit * torch.tanh(x / limit)
 
-# %% ../nbs/02_vae.ipynb #fc95d970
+# %% ../nbs/02_vae.ipynb #bc5e2b83
 def per_level(
     blocks: int | list, # one number for all levels, or one for each
     widths: list, # channels of each level
@@ -79,23 +79,26 @@ class Encoder(nn.Module):
                  blocks: int | list = 2, # residual blocks of a level, one number or one for each
                  stem: int = 1, # side of the squares of pixels that the first layer folds
                  mid: int = 2, # further blocks at the lowest resolution
-                 fine: int = 0): # channels of a closer look at half resolution before folding; 0: none
+                 fine: int = 0, # channels of a closer look at half resolution before folding; 0: none
+                 coarse: int = 0, # channels of a look from afar at half the lowest resolution; 0: none
+                 group: int = 4): # channels in a group of the norms, at least
         super().__init__()
         c = widths[0]
         layers = [FinePatch(3, c, stem, fine) if fine else Patch(3, c, stem)]
         for level, (width, n) in enumerate(zip(widths, per_level(blocks, widths))):
             if level: layers.append(Down(c))
-            layers += [ResBlock(c if i == 0 else width, width) for i in range(n)]
+            layers += [ResBlock(c if i == 0 else width, width, fewest=group) for i in range(n)]
             c = width
-        layers += [ResBlock(c) for _ in range(mid)]
-        self.layers = nn.Sequential(*layers, norm(c), nn.SiLU())
+        layers += [ResBlock(c, fewest=group) for _ in range(mid)]
+        if coarse: layers.append(Hourglass(c, coarse, group))
+        self.layers = nn.Sequential(*layers, norm(c, group), nn.SiLU())
 
     def forward(self,
                 x: Tensor, # (B,3,size,size)
                 ) -> Tensor: # (B,widths[-1],side,side), side = size / (stem 2^(levels-1))
         return self.layers(x)
 
-# %% ../nbs/02_vae.ipynb #1bdf27aa
+# %% ../nbs/02_vae.ipynb #d747df60
 class Decoder(nn.Module):
     "Features to image: the levels of the encoder in reverse order"
     def __init__(self,
@@ -104,17 +107,21 @@ class Decoder(nn.Module):
                  stem: int = 1, # side of the squares of pixels that the last layer unfolds
                  mid: int = 2, # further blocks at the lowest resolution
                  mirror: bool = True, # narrow before upsampling, as the encoder widens after it; or after
-                 fine: int = 0): # channels that retouch the picture at half resolution; 0: none
+                 fine: int = 0, # channels that retouch the picture at half resolution; 0: none
+                 coarse: int = 0, # channels of a look from afar at half the lowest resolution; 0: none
+                 group: int = 4): # channels in a group of the norms, at least
         super().__init__()
-        c, layers = widths[-1], [ResBlock(widths[-1]) for _ in range(mid)]
+        c = widths[-1]
+        layers = [Hourglass(c, coarse, group)] if coarse else []
+        layers += [ResBlock(c, fewest=group) for _ in range(mid)]
         for level, n in reversed(list(enumerate(per_level(blocks, widths)))):
             last = widths[level - 1] if mirror and level else widths[level]
             for c_out in [widths[level]] * (n - 1) + [last]:
-                layers.append(ResBlock(c, c_out))
+                layers.append(ResBlock(c, c_out, fewest=group))
                 c = c_out
             if level: layers.append(Up(c))
         out = FineUnpatch(c, 3, stem, fine) if fine else Unpatch(c, 3, stem)
-        self.layers = nn.Sequential(*layers, norm(c), nn.SiLU(), out)
+        self.layers = nn.Sequential(*layers, norm(c, group), nn.SiLU(), out)
 
     def forward(self,
                 h: Tensor, # (B,widths[-1],side,side)
@@ -136,7 +143,7 @@ def heads(
     squeeze = nn.Sequential(conv(width, c, kernel=1), nn.Flatten(), nn.Linear(c * side**2, 2 * latent))
     return squeeze, nn.Sequential(nn.Linear(latent, c * side**2), nn.Unflatten(1, (c, side, side)), conv(c, width))
 
-# %% ../nbs/02_vae.ipynb #aafb4f83
+# %% ../nbs/02_vae.ipynb #ea305674
 def check(
     size: int, # side of the images
     widths: list, # channels of each level
@@ -145,6 +152,8 @@ def check(
     stem: int, # side of the squares of the first layer
     mid: int, # further blocks at the lowest resolution
     fine: int = 0, # channels of a closer look at half resolution
+    coarse: int = 0, # channels of a look from afar
+    group: int = 4, # channels in a group of the norms, at least
 ) -> int: # the downsampling, stem * 2^(levels-1)
     "Raise ValueError unless these numbers describe a VAE"
     if not widths or min(widths) < 1:
@@ -155,6 +164,7 @@ def check(
     if fine < 0 or fine and (stem < 4 or stem % 2):
         raise ValueError("fine: expected 0, or a number of channels and an even stem of at least 4, "
                          f"got fine={fine} and stem={stem}")
+    if coarse < 0 or group < 1: raise ValueError(f"expected coarse >= 0 and group >= 1, got coarse={coarse} and group={group}")
     factor = stem * 2 ** (len(widths) - 1)
     if size < factor or size % factor:
         raise ValueError(f"size: expected a multiple of {factor} (a stem of {stem}, then {len(widths)} levels), got {size}")
@@ -176,7 +186,7 @@ def check_shape(
     if tuple(x.shape[1:]) != tuple(shape):
         raise ValueError(f"{name}: expected shape (B, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
 
-# %% ../nbs/02_vae.ipynb #59cc418a
+# %% ../nbs/02_vae.ipynb #72675139
 class VAE(nn.Module):
     "A variational autoencoder of images (Kingma & Welling 2014)"
     def __init__(self,
@@ -187,19 +197,21 @@ class VAE(nn.Module):
                  stem: int = 1, # side of the squares of pixels that the first layer folds
                  mid: int = 2, # further residual blocks at the lowest resolution, in encoder and decoder
                  mirror: bool = True, # the decoder narrows before it upsamples (cheaper), or after
-                 fine: int = 0): # channels of a closer look at half resolution, on the way in and out; 0: none
+                 fine: int = 0, # channels of a closer look at half resolution, on the way in and out; 0: none
+                 coarse: int = 0, # channels of a look from afar at half the lowest resolution, in both; 0: none
+                 group: int = 4): # channels in a group of the norms, at least (the closer look has 16)
         super().__init__()
         widths, blocks = list(widths), per_level(blocks, widths)
         latent = list(latent) if isinstance(latent, tuple) else latent
-        self.downsampling = check(size, widths, latent, blocks, stem, mid, fine)
+        self.downsampling = check(size, widths, latent, blocks, stem, mid, fine, coarse, group)
         self.hparams = dict(size=size, widths=widths, latent=latent, blocks=blocks, stem=stem, mid=mid, mirror=mirror,
-                            fine=fine)
+                            fine=fine, coarse=coarse, group=group)
         self.size = size
         self.latent_shape = (latent,) if isinstance(latent, int) else tuple(latent)
         self.D = torch.Size(self.latent_shape).numel()
-        self.encoder = Encoder(widths, blocks, stem, mid, fine)
+        self.encoder = Encoder(widths, blocks, stem, mid, fine, coarse, group)
         self.to_posterior, self.from_latent = heads(widths[-1], size // self.downsampling, latent)
-        self.decoder = Decoder(widths, blocks, stem, mid, mirror, fine)
+        self.decoder = Decoder(widths, blocks, stem, mid, mirror, fine, coarse, group)
 
     def encode(self,
                x: Tensor, # (B,3,size,size) in [-1,1]
@@ -255,10 +267,10 @@ def fitted(
     "The same kind of latent for images of another size"
     return latent if isinstance(latent, int) else [latent[0]] + [side * size // made_for for side in latent[1:]]
 
-# %% ../nbs/02_vae.ipynb #ad463667
+# %% ../nbs/02_vae.ipynb #9a354d62
 PRESETS = {  # name: the arguments of VAE
     "reference": dict(size=128, widths=[64, 64, 128, 256], latent=[8, 16, 16], blocks=2, stem=1, mid=2, mirror=False),
-    "default": dict(size=128, widths=[272], latent=[8, 16, 16], blocks=2, stem=8, mid=2, mirror=True, fine=32),
+    "default": dict(size=128, widths=[256], latent=[8, 16, 16], blocks=2, stem=8, mid=0, mirror=True, fine=32, coarse=304, group=16),
     "demo": dict(size=64, widths=[128, 256], latent=64, blocks=1, stem=8, mid=0, mirror=True),
 }
 
