@@ -267,10 +267,11 @@ def fitted(
     "The same kind of latent for images of another size"
     return latent if isinstance(latent, int) else [latent[0]] + [side * size // made_for for side in latent[1:]]
 
-# %% ../nbs/02_vae.ipynb #9a354d62
+# %% ../nbs/02_vae.ipynb #e442cae1
 PRESETS = {  # name: the arguments of VAE
     "reference": dict(size=128, widths=[64, 64, 128, 256], latent=[8, 16, 16], blocks=2, stem=1, mid=2, mirror=False),
-    "default": dict(size=128, widths=[256], latent=[8, 16, 16], blocks=2, stem=8, mid=0, mirror=True, fine=32, coarse=304, group=16),
+    "default": dict(size=128, widths=[256], latent=[8, 16, 16], blocks=2, stem=8, mid=0, mirror=True,
+                    fine=32, coarse=304, group=16),
     "demo": dict(size=64, widths=[128, 256], latent=64, blocks=1, stem=8, mid=0, mirror=True),
 }
 
