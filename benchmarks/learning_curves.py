@@ -14,6 +14,7 @@ names its ImageNet weights, or says random.
 import argparse
 import json
 import time
+from inspect import signature
 from itertools import product
 from pathlib import Path
 
@@ -32,33 +33,41 @@ from vae_nb.style import grid
 from vae_nb.train import every, fit, new_state, validate
 from vae_nb.vae import PRESETS, VAE, Decoder, costs
 
+DEFAULT = PRESETS["default"]
 DESIGNS = {  # name: what it tries; all have about 12 M parameters and the latent of the presets
     "pixels8": dict(size=128, widths=[272], latent=[8, 16, 16], blocks=2, stem=8, mid=2, mirror=True),
     "pixels4": dict(size=128, widths=[128, 288], latent=[8, 16, 16], blocks=[1, 2], stem=4, mid=2, mirror=True),
     "pixels2": dict(size=128, widths=[32, 64, 304], latent=[8, 16, 16], blocks=[1, 1, 2], stem=2, mid=2, mirror=True),
     "deep": dict(size=128, widths=[184], latent=[8, 16, 16], blocks=5, stem=8, mid=4, mirror=True),
     "wide": dict(size=128, widths=[376], latent=[8, 16, 16], blocks=1, stem=8, mid=1, mirror=True),
-    "far": dict(PRESETS["default"], fine=0),
-    "near": dict(PRESETS["default"], widths=[272], blocks=4, coarse=0),
-    "group4": dict(PRESETS["default"], group=4),
-    "strokes2": PRESETS["default"],
+    "far": dict(DEFAULT, fine=0),
+    "near": dict(DEFAULT, widths=[272], blocks=4, coarse=0),
+    "strokes2": DEFAULT,
 }
 STROKES = {"strokes2": 2}  # name: blocks that retouch the picture
 NARROW = dict(DESIGNS["pixels8"], widths=[256])
-DECODERS = {  # name: (a design, the arguments of the decoder that it gets instead of its own)
-    "looks": (PRESETS["default"], dict(widths=[256], blocks=2, stem=8, mid=0, coarse=304, group=16)),
-    "retouches": (DESIGNS["far"], dict(widths=[256], blocks=2, stem=8, mid=0, fine=32, coarse=304, group=16)),
-    "unfold2": (NARROW, dict(widths=[32, 64, 256], blocks=[1, 1, 2], stem=2, mid=2)),
-    "unfold1": (NARROW, dict(widths=[8, 32, 64, 256], blocks=[1, 1, 1, 2], stem=1, mid=2)),
+DECODERS = {  # name: (a design, what its decoder has instead)
+    "looks": (DEFAULT, dict(fine=0)),
+    "retouches": (DESIGNS["far"], dict(fine=DEFAULT["fine"])),
+    "unfold2": (NARROW, dict(widths=[32, 64, 256], blocks=[1, 1, 2], stem=2)),
+    "unfold1": (NARROW, dict(widths=[8, 32, 64, 256], blocks=[1, 1, 1, 2], stem=1)),
 }
+
+
+def of_decoder(name):
+    "The arguments of the decoder of one of DECODERS."
+    design, instead = DECODERS[name]
+    return {key: value for key, value in (design | instead).items() if key in signature(Decoder).parameters}
 
 
 def with_decoder(preset):
     "`VAE.preset` that knows the designs of DECODERS and STROKES, too."
     def extended(name, size=None, latent=None):
         model = preset(name, size, latent)
-        if name in DECODERS: model.decoder = Decoder(**DECODERS[name][1])
-        if name in STROKES: model.decoder.layers[-1] = FineUnpatch(256, 3, 8, 32, blocks=STROKES[name])
+        if name in DECODERS: model.decoder = Decoder(**of_decoder(name))
+        if name in STROKES:
+            [width], patch, fine = (DEFAULT[key] for key in ("widths", "stem", "fine"))
+            model.decoder.layers[-1] = FineUnpatch(width, 3, patch, fine, blocks=STROKES[name])
         return model
     return extended
 
@@ -67,7 +76,7 @@ def work(name):
     "Parameters and FLOP (one image, forward, at 128x128) of a design."
     rows = costs(VAE.preset(name, size=128))
     total = lambda key: sum(row[key] for row in rows)
-    design = PRESETS[name] | ({"decoder": DECODERS[name][1]} if name in DECODERS else {})
+    design = PRESETS[name] | ({"decoder": of_decoder(name)} if name in DECODERS else {})
     if name in STROKES: design = design | {"strokes": STROKES[name]}
     return dict(name=name, design=design, parameters=total("parameters"), gflop=round(total("flop") / 1e9, 2))
 
