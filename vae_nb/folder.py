@@ -80,7 +80,7 @@ def check_run(
         try: recorded(run)
         except ValueError as error: raise ValueError(f"{run} does not look like a run, and is left alone: {error}") from error
 
-# %% ../nbs/08_folder.ipynb #70c217bc
+# %% ../nbs/08_folder.ipynb #ee3b506e
 def put_aside(run: Path):
     "Into .replaced with what an earlier run wrote, config.json last: where that is, everything is."
     try:
@@ -96,7 +96,7 @@ def put_aside(run: Path):
 def put_back(run: Path):
     "Undo `put_aside`, whole or half done; what has been written since is removed."
     aside = run / ".replaced"
-    if not aside.is_dir(): return
+    if not aside.is_dir() or any(path.name not in OWN for path in aside.iterdir()): return   # somebody else's is left alone
     for path in sorted(aside.iterdir(), key=lambda path: path.name != "config.json"):   # that first
         if path.name == "config.json": discard(run)
         os.replace(path, run / path.name)

@@ -9,7 +9,7 @@ __all__ = ['MAY_CHANGE', 'SPELT_OUT', 'make_objective', 'Interrupted', 'Stop', '
            'Chores', 'last_good', 'annealing', 'check_loss', 'train_run', 'loaded', 'settled', 'shares', 'stopped',
            'conclude', 'finished', 'announce', 'finish']
 
-# %% ../nbs/11_run.ipynb #ed952fe0
+# %% ../nbs/11_run.ipynb #9e0f6ade
 import json
 import shlex
 import signal
@@ -23,6 +23,8 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
+
+from torch import Tensor
 
 from . import __version__
 from .audit import audit
@@ -198,7 +200,7 @@ def check_loss(state, objective, images, train):
     if found.problems:
         raise ValueError(f"--audit: {len(found.problems)} wrong, see above; nothing was trained, and nothing written")
 
-# %% ../nbs/11_run.ipynb #303e7833
+# %% ../nbs/11_run.ipynb #3efbe5aa
 def train_run(
     source: str,      # scenes, a folder, an archive, a named set; "" in a resumed run
     run: Path,        # run folder
@@ -219,8 +221,6 @@ def train_run(
         config, images = state.config, place(store.images, state.device)
         total = steps_per_epoch(config, train) * config.epochs
         if finished(run, state, total): return print(f"{run} is finished: {state.step:,} steps. For more: --resume --epochs N")
-        if state.step > total:
-            raise ValueError(f"--epochs {config.epochs}: these are {total:,} steps, and the run has done {state.step:,} already")
         whole, share = annealing(objective, config, total)
         if audited: check_loss(state, objective, images, train)
         share(state, {})
@@ -238,14 +238,8 @@ def train_run(
             hooks = [first_step, progress, *chores.hooks(config)]
         start = time.perf_counter()
         try: fit(state, objective, images, train, [whole, *hooks, share, stop], team)
-        except Interrupted:
-            astray = chores.save_at_last(state) if leads else ""
-            if leads: tracker.finish({})
-            raise Interrupted(stopped(run, state, total, astray)) from None
-        summary = dict(seconds=time.perf_counter() - start, step=state.step)
-        if leads:
-            progress.close()
-            conclude(run, chores, state, dict(psnr_mean_image=mean_image_psnr(images, train, val), **summary))
+        except Interrupted: raise Interrupted(stopped(run, state, total, chores if leads else None)) from None
+        if leads: progress.close(), conclude(run, chores, state, train, time.perf_counter() - start)
 
 
 def loaded(source: str, run: Path, resume: bool, given: dict) -> tuple:  # State, ImageStore, (train, val), objective, facts
@@ -274,29 +268,35 @@ def shares(names: list, fraction: float) -> tuple:
                      f"and the source must have at least two images")
 
 
-def stopped(run: Path, state, total: int, astray: str) -> str:
-    "What is said of a run that a signal ended, and how it goes on."
+def stopped(run: Path, state, total: int, chores: Chores = None) -> str:
+    "Save a run that a signal ended; what is said of it, and how it goes on."
+    astray = chores and chores.save_at_last(state)
+    if chores: chores.tracker.finish({})
     go_on = f" Go on with: vae-train --resume --out {shlex.quote(str(run))}" * (run / "checkpoint.safetensors").is_file()
     return f"Stopped after step {state.step:,} of {total:,}; {astray or 'nothing is lost'}.{go_on}"
 
 
-def conclude(run: Path, chores: Chores, state, summary: dict):
+def conclude(run: Path, chores: Chores, state, train: Tensor, seconds: float):
     "The last validation, checkpoint and pictures of a run that is done."
+    psnr_mean_image = mean_image_psnr(chores.images, train, chores.val)
     if not chores.held_out:   # a run that was finished before: its rows are written
         chores.held_out = validate(state, chores.objective, chores.images, chores.val)
     astray = chores.save_at_last(state)
     if not (run / "model.safetensors").is_file(): raise FloatingPointError(f"{astray}. A lower --lr or --precision fp32 may help")
     if astray: print(f"note   {astray}", file=sys.stderr)
     chores.pictures(state)
-    finish(run, chores.tracker, dict(chores.held_out, **summary))
+    finish(run, chores.tracker, dict(chores.held_out, psnr_mean_image=psnr_mean_image, seconds=seconds, step=state.step))
 
 
 def finished(run: Path, state, total: int) -> bool:
-    "Is there nothing left to do, not even the summary?"
+    "Is there nothing left to do, not even the summary? A ValueError if too much has been done for that."
     try:
         read_header(run / "model.safetensors")
-        return state.step >= total and json.loads((run / "summary.json").read_text()).get("step", state.step) == state.step
-    except (OSError, ValueError, AttributeError): return False
+        whole = json.loads((run / "summary.json").read_text()).get("step", state.step) == state.step
+    except (OSError, ValueError, AttributeError): whole = False
+    if state.step > total and not whole:
+        raise ValueError(f"--epochs {state.config.epochs}: these are {total:,} steps, and {state.step:,} have been done already")
+    return state.step >= total and whole
 
 
 def announce(run, store, facts, total, config, team):
