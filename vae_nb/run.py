@@ -6,8 +6,8 @@ Docs: https://vae-nb.github.io/vae_nb/run.html.md"""
 
 # %% auto #0
 __all__ = ['MAY_CHANGE', 'SPELT_OUT', 'make_objective', 'Interrupted', 'Stop', 'begin', 'same_images', 'same_loss', 'run_facts',
-           'Chores', 'last_good', 'annealing', 'check_loss', 'train_run', 'loaded', 'settled', 'shares', 'stopped',
-           'conclude', 'finished', 'announce', 'finish']
+           'Chores', 'last_good', 'check_loss', 'train_run', 'loaded', 'settled', 'shares', 'stopped', 'conclude',
+           'finished', 'announce', 'finish']
 
 # %% ../nbs/11_run.ipynb #9e0f6ade
 import json
@@ -35,7 +35,7 @@ from .distributed import together
 from .explore import reconstruction_grid, sample_grid
 from .folder import LEFT, check_run, held, located, recorded, set_up
 from .machine import place, tuned, uses_bf16
-from .objective import Objective, beta_share
+from .objective import Objective
 from .perceptual import LPIPS
 from .track import Forgiving, Progress, Tracker
 from .train import every, fit, mean_image_psnr, new_state, steps_per_epoch, validate
@@ -184,13 +184,6 @@ def last_good(run: Path) -> str:
     return f"the last loss or some weights are not finite, which makes no checkpoint; {there_is}"
 
 # %% ../nbs/11_run.ipynb #952700b2
-def annealing(objective, config, total) -> tuple:
-    "Two hooks, for before and after all others: beta in full for validation, and its share for the step to come."
-    whole = lambda state, terms: objective.share.fill_(1.0)
-    share = lambda state, terms: objective.share.fill_(beta_share(state.step / total, config.beta_schedule))
-    return whole, share
-
-
 def check_loss(state, objective, images, train):
     "Print the audit of the first batch; a ValueError if something is wrong."
     config = state.config
@@ -221,9 +214,7 @@ def train_run(
         config, images = state.config, place(store.images, state.device)
         total = steps_per_epoch(config, train) * config.epochs
         if finished(run, state, total): return print(f"{run} is finished: {state.step:,} steps. For more: --resume --epochs N")
-        whole, share = annealing(objective, config, total)
         if audited: check_loss(state, objective, images, train)
-        share(state, {})
         team.wait()   # all have read what is there; now one may write
         hooks, stop = [], block.enter_context(Stop(team, config.log_every))
         if leads:
@@ -237,7 +228,7 @@ def train_run(
             block.callback(progress.close)
             hooks = [first_step, progress, *chores.hooks(config)]
         start = time.perf_counter()
-        try: fit(state, objective, images, train, [whole, *hooks, share, stop], team)
+        try: fit(state, objective, images, train, [*hooks, stop], team)
         except Interrupted: raise Interrupted(stopped(run, state, total, chores if leads else None)) from None
         if leads: progress.close(), conclude(run, chores, state, train, time.perf_counter() - start)
 
