@@ -3,8 +3,9 @@ r"""Is the fast network as good? Presets and other designs, trained on the same 
     python benchmarks/learning_curves.py --device cuda --batch-size 32 --images 14000 --passes 20 --lr 1e-4 3e-4 1e-3    on a GPU
     python benchmarks/learning_curves.py                                                 what two cores can do in an hour
     python benchmarks/learning_curves.py --size 64 --design reference default pixels4    other stems, smaller images
-    python benchmarks/learning_curves.py --size 64 --images 9600 --passes 3 --every 200 --lr 1e-3 --out \
-        benchmarks/results/learning_curves_64_cpu_long.json                              a longer run
+    python benchmarks/learning_curves.py --size 64 --images 9600 --passes 3 --every 200 --lr 1e-3 \
+        --beta-schedule constant warmup --start 0 1 --out benchmarks/results/learning_curves_64_cpu_long.json
+                                                                                         a longer run, two ways, twice
 
 Held-out L1, LPIPS, KL and PSNR against the images seen and the seconds of training go to
 benchmarks/results/learning_curves_SIZE_DEVICE.json, after every measurement; the .jpg beside it has held-out images, and below
@@ -14,6 +15,7 @@ names its ImageNet weights, or says random.
 import argparse
 import json
 import time
+from dataclasses import replace
 from inspect import signature
 from itertools import product
 from pathlib import Path
@@ -81,11 +83,12 @@ def work(name):
     return dict(name=name, design=design, parameters=total("parameters"), gflop=round(total("flop") / 1e9, 2))
 
 
-def train(name, lr, images, given, keep):
-    "A trained design; `keep` is called with a row of held-out terms, with images seen and seconds, at every measurement."
+def train(name, lr, schedule, start, images, given, keep):
+    """A trained design, and its loss on 400 of the training images. `keep` is called with a row of held-out terms, with images
+    seen and seconds, at every measurement."""
     config = recipe(name, size=given.size, batch_size=given.batch_size, lr=lr, warmup=given.warmup, epochs=given.passes,
-                    device=given.device, seed=given.seed, ema=0.99)
-    state = new_state(config)
+                    beta_schedule=schedule, device=given.device, seed=given.seed, ema=0.99)
+    state = replace(new_state(replace(config, seed=start)), config=config)   # the same order and noise from other weights
     objective = Objective(config.beta, LPIPS("squeeze", given.trunk)).to(state.device)
     train, val = torch.arange(given.images), torch.arange(given.images, len(images))
     clock = dict(seconds=0.0, since=time.perf_counter())
@@ -98,7 +101,9 @@ def train(name, lr, images, given, keep):
                   **{key: round(value, 5) for key, value in found.items()}))
         clock["since"] = time.perf_counter()
 
-    return fit(state, objective, images, train, hooks=[every(given.every, measure)]).ema
+    fit(state, objective, images, train, hooks=[every(given.every, measure)])
+    known = validate(state, objective, images, train[:400])
+    return state.ema, {key.removesuffix("_val"): round(value, 4) for key, value in known.items() if key != "psnr_val"}
 
 
 def main():
@@ -114,6 +119,8 @@ def main():
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--lr", type=float, nargs="+", default=[3e-4], help="peaks; every design is trained with every one")
+    parser.add_argument("--beta-schedule", choices=CHOICES["beta_schedule"], nargs="+", default=["constant"], help="likewise")
+    parser.add_argument("--start", type=int, nargs="+", default=[0], help="seeds of the initial weights; likewise")
     parser.add_argument("--warmup", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trunk", default="../shared/weights/squeezenet1_1_features.pth")
@@ -124,22 +131,24 @@ def main():
 
     images, _ = scenes(given.images + 200, size=given.size, seed=given.seed)
     out = given.out or RESULTS / f"learning_curves_{given.size}_{given.device}.json"
-    settings = {key: value for key, value in vars(given).items() if key not in ("design", "lr", "out", "trunk", "add")}
+    own = ("design", "lr", "beta_schedule", "start", "out", "trunk", "add")   # of a run, or of nobody
+    settings = {key: value for key, value in vars(given).items() if key not in own}
     settings["trunk"] = "random" if given.trunk == "random" else "ImageNet"
     record, shown = header(given.device, **settings, runs=[]), to_float(images[given.images:given.images + 8])
     before, rows = json.loads(out.read_text()) if given.add else record, [shown]
     if other := [key for key in settings if before[key] != settings[key]]: raise SystemExit(f"{out}: other {', '.join(other)}")
     record["runs"] = before["runs"]
     if given.add: rows = [pil_to_tensor(Image.open(out.with_suffix(".jpg")))]
-    for name, lr in product(given.design, given.lr):
-        found = work(name) | dict(lr=lr, curve=[])
+    for name, lr, schedule, start in product(given.design, given.lr, given.beta_schedule, given.start):
+        found = work(name) | dict(lr=lr, beta_schedule=schedule, initial_weights=start, curve=[])
         record["runs"].append(found)
 
-        def keep(row, found=found, said=f"{name}, {lr:g}"):
+        def keep(row, found=found, said=f"{name}, {lr:g}, {schedule}, {start}"):
             found["curve"].append(row)
             out.write_text(json.dumps(record, indent=1) + "\n")
-            print(f"{said:16}", "  ".join(f"{key} {value:g}" for key, value in row.items()), flush=True)
-        network = train(name, lr, images, given, keep)
+            print(f"{said:29}", "  ".join(f"{key} {value:g}" for key, value in row.items()), flush=True)
+        network, found["on_400_training_images"] = train(name, lr, schedule, start, images, given, keep)
+        out.write_text(json.dumps(record, indent=1) + "\n")
         with torch.no_grad(): rows.append(network.decode(network.encode(shown.to(given.device)).mode()).cpu())
         picture(rows).save(out.with_suffix(".jpg"), quality=95, subsampling=0)
 

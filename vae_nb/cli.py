@@ -30,8 +30,8 @@ def with_config(func):
         text = docments(Config)[field.name]
         if field.type is not bool:
             default = "empty" if field.default == "" else field.default
-            demo = f"; demo: {RECIPES['demo'][field.name]}" if field.name in RECIPES["demo"] else ""
-            text = f"{text} [{default}{demo}]"
+            others = [f"; {preset}: {own[field.name]}" for preset, own in RECIPES.items() if field.name in own]
+            text = f"{text} [{default}{''.join(others)}]"
         return Parameter(field.name, Parameter.KEYWORD_ONLY, default=False if field.type is bool else None,
                          annotation=Annotated[field.type, text])
 

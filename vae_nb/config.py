@@ -23,13 +23,13 @@ class Config:
     epochs: int = 100            # passes over the training images
     batch_size: int = 32         # images a step, over all processes
     accumulate: int = 1          # parts a batch is computed in, in turn: same gradients, less memory (not with free_bits)
-    lr: float = 1e-4             # peak learning rate of AdamW
+    lr: float = 1e-3             # peak learning rate of AdamW
     warmup: int = 200            # steps in which the learning rate climbs to its peak
     weight_decay: float = 0.01   # AdamW's, applied to weights of convolutions and linear layers
     clip: float = 1.0            # gradient norm at which gradients are cut
     ema: float = 0.999           # decay of the averaged weights, a step
     beta: float = 0.02           # weight of the KL (mean over latent dimensions)
-    beta_schedule: str = "constant"  # how beta comes in: constant, warmup (in the first quarter), cyclical (four times)
+    beta_schedule: str = "warmup"  # how beta comes in: constant, warmup (in the first quarter), cyclical (four times)
     free_bits: float = 0.0       # nats that each latent dimension costs at least
     lpips: str = "auto"          # perceptual net: alex, vgg, squeeze, none; auto: alex if the lpips package is there
     lpips_weight: float = 1.0    # weight of LPIPS
@@ -87,9 +87,10 @@ def parse_latent(
 
 # %% ../nbs/06_config.ipynb #d929c0b4
 RECIPES = dict(
-    default={}, reference={},
-    demo=dict(size=64, images=10000, epochs=6, batch_size=16, lr=2e-3, warmup=100, ema=0.995, lpips="none",
-              log_every=10))
+    default={},
+    reference=dict(lr=1e-4, beta_schedule="constant"),
+    demo=dict(size=64, images=10000, epochs=6, batch_size=16, lr=2e-3, warmup=100, beta_schedule="constant", ema=0.995,
+              lpips="none", log_every=10))
 
 
 def recipe(
