@@ -26,8 +26,10 @@ from .config import RECIPES, Config, recipe
 # %% ../nbs/11_cli.ipynb #757a6460
 def with_config(func):
     "Give `func` one option for each field of Config, which stays the only owner of their names, help and defaults."
+    texts = docments(Config)
+
     def option(field):
-        text = docments(Config)[field.name]
+        text = texts[field.name]
         if field.type is not bool:
             default = "empty" if field.default == "" else field.default
             others = [f"; {preset}: {own[field.name]}" for preset, own in RECIPES.items() if field.name in own]
