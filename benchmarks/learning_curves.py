@@ -83,6 +83,13 @@ def work(name):
     return dict(name=name, design=design, parameters=total("parameters"), gflop=round(total("flop") / 1e9, 2))
 
 
+@torch.no_grad()
+def channels(model, images):
+    "Nats an image that each latent channel carries, the busiest first."
+    kl = model.encode(to_float(images).to(next(model.parameters()).device)).kl()   # (B,C,h,w)
+    return [round(nats, 1) for nats in kl.mean(0).sum((1, 2)).sort(descending=True).values.tolist()]
+
+
 def train(name, lr, schedule, start, images, given, keep):
     """A trained design, and its loss on 400 of the training images. `keep` is called with a row of held-out terms, with images
     seen and seconds, at every measurement."""
@@ -98,7 +105,7 @@ def train(name, lr, schedule, start, images, given, keep):
         clock["seconds"] += time.perf_counter() - clock["since"]
         found = validate(state, objective, images, val)
         keep(dict(images=state.step * given.batch_size, seconds=round(clock["seconds"], 1),
-                  **{key: round(value, 5) for key, value in found.items()}))
+                  **{key: round(value, 5) for key, value in found.items()}, channels=channels(state.ema, images[val[:64]])))
         clock["since"] = time.perf_counter()
 
     fit(state, objective, images, train, hooks=[every(given.every, measure)])
@@ -140,13 +147,13 @@ def main():
     record["runs"] = before["runs"]
     if given.add: rows = [pil_to_tensor(Image.open(out.with_suffix(".jpg")))]
     for name, lr, schedule, start in product(given.design, given.lr, given.beta_schedule, given.start):
-        found = work(name) | dict(lr=lr, beta_schedule=schedule, initial_weights=start, curve=[])
+        found = work(name) | dict(lr=lr, beta_schedule=schedule, initial_weights=start, machine=record["machine"], curve=[])
         record["runs"].append(found)
 
         def keep(row, found=found, said=f"{name}, {lr:g}, {schedule}, {start}"):
             found["curve"].append(row)
             out.write_text(json.dumps(record, indent=1) + "\n")
-            print(f"{said:29}", "  ".join(f"{key} {value:g}" for key, value in row.items()), flush=True)
+            print(f"{said:29}", "  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
         network, found["on_400_training_images"] = train(name, lr, schedule, start, images, given, keep)
         out.write_text(json.dumps(record, indent=1) + "\n")
         with torch.no_grad(): rows.append(network.decode(network.encode(shown.to(given.device)).mode()).cpu())

@@ -16,7 +16,8 @@ def machine(device):
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     maker = next((maker for maker in ("AMD EPYC", "Intel Xeon") if maker.split()[1] in name), name)
-    return f"{maker}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{maker}, {threads} thread{'s' * (threads > 1)}"
 
 
 def header(device, /, **settings):
