@@ -1,6 +1,7 @@
 r"""Is the fast network as good? Presets and other designs, trained on the same images, in the same order, to the same number.
 
-    python benchmarks/learning_curves.py --device cuda --batch-size 32 --images 14000 --passes 20 --lr 1e-4 3e-4 1e-3    on a GPU
+    python benchmarks/learning_curves.py --device cuda --batch-size 32 --images 14000 --passes 20 --lr 1e-4 3e-4 1e-3 \
+        --beta-schedule constant warmup                                                  on a GPU
     python benchmarks/learning_curves.py                                                 what two cores can do in an hour
     python benchmarks/learning_curves.py --size 64 --design reference default pixels4    other stems, smaller images
     python benchmarks/learning_curves.py --size 64 --images 9600 --passes 3 --every 200 --lr 1e-3 \
