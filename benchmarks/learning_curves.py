@@ -131,7 +131,7 @@ def main():
     parser.add_argument("--start", type=int, nargs="+", default=[0], help="seeds of the initial weights; likewise")
     parser.add_argument("--warmup", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--trunk", default="../shared/weights/squeezenet1_1_features.pth")
+    parser.add_argument("--trunk", default="imagenet")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--add", action="store_true", help="to the runs that are in the file, which had the same settings")
     parser.add_argument("--out", type=Path, help="where the figures go, if not to results/")

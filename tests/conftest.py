@@ -1,7 +1,8 @@
-"What the tests share: Weights & Biases offline, matplotlib without windows, the real files beside the checkout."
+"What the tests share: Weights & Biases offline, matplotlib without windows, files from outside, what was skipped."
 import os
 from pathlib import Path
 
+import house
 import pytest
 import torch
 
@@ -29,9 +30,19 @@ def root():
 
 
 @pytest.fixture(scope="session")
-def shared():
-    "Real images and weights in ../shared; tests that need them are skipped where that folder is absent."
-    folder = ROOT.parent / "shared"
-    if not folder.is_dir():
-        pytest.skip("needs the folder ../shared")
-    return folder
+def outside():
+    "The path of a file from outside, by its name in `find`; a test that needs one is skipped where it is not at hand."
+    at_hand = house.at_hand()
+    def path(name):
+        if at_hand[name] is None:
+            pytest.skip(f"needs {name}")
+        return at_hand[name]
+    return path
+
+
+def pytest_terminal_summary(terminalreporter):
+    "The cells that the run of the notebooks skipped, beside the tests that were skipped."
+    if lines := house.skipped_cells():
+        terminalreporter.section("cells of notebooks that need a file which is not at hand")
+        for line in lines:
+            terminalreporter.line(f"SKIPPED {line}")

@@ -1,10 +1,13 @@
 """Keep what is generated equal to its source.
 
-python tests/house.py check    say what differs from the notebooks, and change nothing
-python tests/house.py readme   write README.md from nbs/index.ipynb
+python tests/house.py check       say what differs from the notebooks, and change nothing
+python tests/house.py readme      write README.md from nbs/index.ipynb
+python tests/house.py notebooks   run every notebook, but for cells that need a file which is not at hand
 """
 import contextlib
 import difflib
+import functools
+import json
 import os
 import posixpath
 import re
@@ -131,6 +134,41 @@ def readme(root=ROOT):
     return README_NOTE + re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
 
 
+@functools.cache
+def at_hand():
+    "Name of each file from outside -> its path, or None where it is not at hand; nothing is downloaded."
+    sys.path.insert(0, str(ROOT))
+    from vae_nb.named_sets import FILES, find
+
+    found = dict.fromkeys(FILES)
+    for name in FILES:
+        with contextlib.suppress(OSError):
+            found[name] = find(name, download=False)
+    return found
+
+
+def skipped_cells(root=ROOT):
+    "A line for each notebook with cells that begin with the name of a file which is not at hand."
+    missing, lines = {name for name, path in at_hand().items() if path is None}, []
+    for path in notebooks(root):
+        cells = [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+        needs = {c["id"]: missing & set(without_directives("".join(c["source"]))[0]) for c in cells}
+        if ids := [id for id, names in needs.items() if names]:
+            names = sorted(set().union(*needs.values()))
+            lines.append(f"{path.relative_to(root).as_posix()}: {', '.join(ids)} (needs {', '.join(names)})")
+    return lines
+
+
+def run_notebooks():
+    "Run every notebook, two at a time, with the cells whose files are at hand."
+    from nbdev.test import nbdev_test
+
+    for line in skipped_cells():
+        print(f"skipped: {line}")
+    with inside(ROOT):
+        nbdev_test(flags=" ".join(name for name, path in at_hand().items() if path), n_workers=2, timing=True)
+
+
 def check():
     "Print every difference; the exit status is 1 when there is one."
     found = drift()
@@ -147,6 +185,8 @@ if __name__ == "__main__":
     command = sys.argv[1:]
     if command == ["check"]:
         sys.exit(check())
+    if command == ["notebooks"]:
+        sys.exit(run_notebooks())
     if command != ["readme"]:
         sys.exit(__doc__)
     (ROOT / "README.md").write_text(readme(), encoding="utf-8")

@@ -21,11 +21,6 @@ from PIL import Image
 from vae_nb import cache, named_sets, pictures, sources
 from vae_nb.data import ImageStore, batches, load, split, to_float
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-EMOJI = SHARED / "noto-emoji-128.zip"
-emoji = pytest.mark.skipif(not EMOJI.exists(), reason="no emoji archive beside the project")
-
-
 def quiet(text): pass
 
 
@@ -218,14 +213,13 @@ except OSError as error: print(error)
     assert [p for p in root.iterdir() if not p.name.startswith(".")] == []
 
 
-@emoji
-def test_memory_does_not_grow_with_the_set_and_imports_stay_light(tmp_path):
+def test_memory_does_not_grow_with_the_set_and_imports_stay_light(tmp_path, outside):
     code = f"""
 import resource, sys
 from vae_nb.data import load
 heavy = {{"pyarrow", "huggingface_hub", "nbdev", "wandb", "lpips", "matplotlib", "IPython"}} & set(sys.modules)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-store = load({str(EMOJI)!r}, cache={str(tmp_path)!r})
+store = load({str(outside('emoji'))!r}, cache={str(tmp_path)!r})
 print(len(store), len(heavy), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
     out, err = start(code).communicate(timeout=60)
@@ -440,13 +434,19 @@ def test_which_array_of_several(tmp_path):
         source(a=images, b=images)
 
 
-@pytest.mark.skipif(not (SHARED / "mnist.npz").exists(), reason="no MNIST beside the project")
-def test_mnist_and_frey_faces(tmp_path):
-    store = load(SHARED / "mnist.npz", size=28, n=500, cache=tmp_path, progress=quiet)
-    expected = torch.from_numpy(np.load(SHARED / "mnist.npz")["train_images"][:500])
+def test_mnist_and_frey_faces(tmp_path, outside):
+    digits, faces = outside("mnist"), outside("freyfaces")
+    store = load(digits, size=28, n=500, cache=tmp_path, progress=quiet)
+    expected = torch.from_numpy(np.load(digits)["train_images"][:500])
     assert torch.equal(store.images, expected[:, None].expand(-1, 3, -1, -1))
     with pytest.raises(ValueError, match="1965 flat images of 560 values"):
-        load(SHARED / "freyfaces.npz", cache=tmp_path, progress=quiet)
+        load(faces, cache=tmp_path, progress=quiet)
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    "Nothing lies outside, unless a test says so"
+    monkeypatch.delenv("VAE_NB_FILES", raising=False)
 
 
 # --- named sets --------------------------------------------------------------------------------------------------
@@ -467,9 +467,8 @@ def small(monkeypatch):
     return files
 
 
-@emoji
-def test_emoji_from_a_mirror_is_the_pinned_set(tmp_path, mirrored, monkeypatch):
-    (mirrored / "emoji.zip").symlink_to(EMOJI)
+def test_emoji_from_a_mirror_is_the_pinned_set(tmp_path, mirrored, monkeypatch, outside):
+    (mirrored / "emoji.zip").symlink_to(outside("emoji"))
     store = load("emoji", size=32, cache=tmp_path / "cache", progress=quiet)
     assert len(store) == 3583 and "b3e3051" in store.source
     monkeypatch.delenv("VAE_NB_MIRROR")

@@ -53,10 +53,10 @@ def test_equals_the_package(net, shape):
     assert value < 1e-5 and gradient < 1e-4
 
 
-def test_equals_the_package_on_real_pictures_with_a_trained_trunk(shared):
-    ours = LPIPS("squeeze", str(shared / "weights/squeezenet1_1_features.pth"))
+def test_equals_the_package_on_real_pictures_with_a_trained_trunk(outside):
+    ours = LPIPS("squeeze", str(outside("squeezenet1_1")))
     from vae_nb.pictures import decode, open_image
-    with zipfile.ZipFile(shared / "data/noto-emoji-128.zip") as archive:
+    with zipfile.ZipFile(outside("emoji")) as archive:
         names = sorted(name for name in archive.namelist() if name.endswith(".png"))[100:3500:900]
         real = torch.stack([torch.tensor(decode(open_image(io.BytesIO(archive.read(name))), 96)) for name in names]) / 127.5 - 1
     soft = nn.functional.avg_pool2d(nn.functional.pad(real, (2,) * 4, mode="replicate"), 5, 1)
@@ -195,6 +195,7 @@ def offline(monkeypatch, tmp_path):
     "An empty torch cache, and a network that refuses connections."
     import socket
     def refuse(*args, **kwargs): raise ConnectionRefusedError("no network here")
+    monkeypatch.delenv("VAE_NB_FILES", raising=False)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
@@ -214,25 +215,26 @@ def test_without_a_network_one_message_names_three_ways_out(offline):
 def test_a_silent_network_is_given_up(monkeypatch, offline):
     import socket
     def silent(*args, **kwargs): raise TimeoutError(f"timed out after {socket.getdefaulttimeout()} s")
-    monkeypatch.setattr(perceptual.models.AlexNet_Weights, "get_state_dict", silent)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", silent)
     with pytest.raises(OSError, match="timed out after 10.0 s"): LPIPS("alex", "imagenet")
     assert socket.getdefaulttimeout() is None
 
 
-def test_imagenet_comes_from_the_cache_and_a_damaged_cache_says_so(offline, shared):
+def test_imagenet_comes_from_the_cache_and_a_damaged_cache_says_so(offline, outside):
     name = perceptual.models.get_model_weights("squeezenet1_1").DEFAULT.url.rsplit("/", 1)[1]
     (offline / "checkpoints").mkdir()
-    state = torch.load(shared / "weights/squeezenet1_1_features.pth", weights_only=True)
+    weights = outside("squeezenet1_1")
+    state = torch.load(weights, weights_only=True)
     torch.save({f"features.{key.removeprefix('features.')}": x for key, x in state.items()}, offline / "checkpoints" / name)
-    cached, local = LPIPS("squeeze", "imagenet"), LPIPS("squeeze", str(shared / "weights/squeezenet1_1_features.pth"))
+    cached, local = LPIPS("squeeze", "imagenet"), LPIPS("squeeze", str(weights))
     assert torch.equal(cached(noise(), noise(seed=1)), local(noise(), noise(seed=1)))
     assert cached.description == "squeeze, imagenet trunk"
     (offline / "checkpoints" / name).write_bytes(b"half of a fi")
     with pytest.raises(ValueError, match=f"{name} is damaged"): LPIPS("squeeze", "imagenet")
 
 
-def test_every_bad_file_is_one_clear_line(tmp_path, shared):
-    good = torch.load(shared / "weights/squeezenet1_1_features.pth", weights_only=True)
+def test_every_bad_file_is_one_clear_line(tmp_path, outside):
+    good = torch.load(outside("squeezenet1_1"), weights_only=True)
     files = {"noise.pth": b"\x00\x01 nothing", "empty.pth": b""}
     for name, content in files.items(): (tmp_path / name).write_bytes(content)
     torch.save([1, 2], tmp_path / "list.pth")
@@ -243,7 +245,7 @@ def test_every_bad_file_is_one_clear_line(tmp_path, shared):
     for name, expected in cases.items():
         with pytest.raises(ValueError, match=expected) as error: LPIPS("squeeze", str(tmp_path / name))
         assert name in str(error.value) and "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="alex|0.weight"): LPIPS("alex", str(shared / "weights/squeezenet1_1_features.pth"))
+    with pytest.raises(ValueError, match="alex|0.weight"): LPIPS("alex", str(outside("squeezenet1_1")))
 
 
 def test_a_trunk_cannot_smuggle_code(tmp_path):

@@ -42,12 +42,12 @@ def run(name, *arguments, ok=True, **environment):
 
 
 @pytest.fixture(scope="module")
-def trained(shared, tmp_path_factory):
+def trained(outside, tmp_path_factory):
     "A run on real emoji with every term of the loss and W&B offline, and what the command printed."
     folder = tmp_path_factory.mktemp("runs") / "emoji"
     options = [option for option in QUICK if option not in ("--lpips", "none")]
-    trunk = ["--lpips", "squeeze", "--trunk", shared / "weights/squeezenet1_1_features.pth"]
-    return folder, run("vae-train", shared / "data/noto-emoji-128.zip", "--out", folder, *options, *trunk, "--epochs", 2)
+    trunk = ["--lpips", "squeeze", "--trunk", outside("squeezenet1_1")]
+    return folder, run("vae-train", outside("emoji"), "--out", folder, *options, *trunk, "--epochs", 2)
 
 
 def test_a_run_folder_holds_everything_and_says_so(trained):
@@ -105,10 +105,10 @@ def test_the_offline_wandb_run_can_be_read_back(trained):
     assert summary["psnr_val"] == json.loads((trained[0] / "summary.json").read_text())["psnr_val"]
 
 
-def test_resume_reconstruct_sample_interpolate(trained, shared, tmp_path):
+def test_resume_reconstruct_sample_interpolate(trained, outside, tmp_path):
     folder, _ = trained
     before = load_state(folder / "checkpoint.safetensors").step
-    emoji = shared / "data/noto-emoji-128.zip"
+    emoji = outside("emoji")
     run("vae-train", "--resume", "--out", folder, "--epochs", 3, "--wandb", "disabled")
     assert load_state(folder / "checkpoint.safetensors").step == before * 3 // 2
     steps = [row["step"] for row in read_metrics(folder) if "loss" in row]
