@@ -1,0 +1,1 @@
+"What a reconstruction is punished for, and what a loss really does."

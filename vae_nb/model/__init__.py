@@ -1,0 +1,1 @@
+"Distributions, layers, and the VAE made of them."

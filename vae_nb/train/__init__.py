@@ -1,0 +1,1 @@
+"One plain loop, and what keeps it safe."
