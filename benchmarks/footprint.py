@@ -19,7 +19,7 @@ from statistics import median
 
 from record import header, save
 
-from vae_nb.data import load
+from vae_nb.data.dataset import load
 
 def started(folder, given, images):
     "A run, and the seconds until its first progress line."

@@ -26,15 +26,15 @@ from PIL import Image
 from record import RESULTS, header
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from vae_nb.config import CHOICES, RECIPES, recipe
-from vae_nb.data import to_float
-from vae_nb.layers import FineUnpatch
-from vae_nb.objective import Objective
-from vae_nb.perceptual import LPIPS
-from vae_nb.scenes import scenes
-from vae_nb.style import grid
-from vae_nb.train import every, fit, new_state, validate
-from vae_nb.vae import PRESETS, VAE, Decoder, costs
+from vae_nb.data.dataset import to_float
+from vae_nb.data.scenes import scenes
+from vae_nb.loss.lpips import LPIPS
+from vae_nb.loss.objective import Objective
+from vae_nb.model.layers import FineUnpatch
+from vae_nb.model.vae import PRESETS, VAE, Decoder, costs
+from vae_nb.plots import grid
+from vae_nb.train.config import CHOICES, RECIPES, recipe
+from vae_nb.train.loop import every, fit, new_state, validate
 
 DEFAULT = PRESETS["default"]
 DESIGNS = {  # name: what it tries; all have about 12 M parameters and the latent of the presets

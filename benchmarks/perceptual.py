@@ -23,7 +23,7 @@ import lpips
 import torch
 from record import RESULTS, header, save
 
-from vae_nb.perceptual import LPIPS, NETS
+from vae_nb.loss.lpips import LPIPS, NETS
 
 def official(ours):
     "The lpips package with our trunk's weights, as its users get it: in evaluation mode, 32 bits."

@@ -39,14 +39,14 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from vae_nb.config import Config
-from vae_nb.data import batches, to_float
-from vae_nb.machine import pick_device, tuned
-from vae_nb.objective import Objective
-from vae_nb.perceptual import LPIPS
-from vae_nb.scenes import scenes
-from vae_nb.train import new_state, step
-from vae_nb.vae import VAE
+from vae_nb.data.dataset import batches, to_float
+from vae_nb.data.scenes import scenes
+from vae_nb.loss.lpips import LPIPS
+from vae_nb.loss.objective import Objective
+from vae_nb.model.vae import VAE
+from vae_nb.train.config import Config
+from vae_nb.train.device import pick_device, tuned
+from vae_nb.train.loop import new_state, step
 
 class Pictures(Dataset):
     "A folder of PNG files, as most tutorials read it."

@@ -46,17 +46,14 @@ def inside(folder):
 
 
 def regenerate(folder, root=ROOT):
-    "Copy the notebooks of `root` to `folder`, and clean and export them there, from nothing but the version."
+    "Copy the notebooks of `root` to `folder`, and clean and export them there, from nothing but the packages' __init__.py."
     from nbdev.clean import nbdev_clean
     from nbdev.doclinks import nbdev_export
 
-    for path in [root / "pyproject.toml", *notebooks(root)]:
+    for path in [root / "pyproject.toml", *(root / "vae_nb").rglob("__init__.py"), *notebooks(root)]:
         target = folder / path.relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-    version = re.search(r"^__version__ = .*$", (root / "vae_nb/__init__.py").read_text(encoding="utf-8"), re.M)
-    (folder / "vae_nb").mkdir()
-    (folder / "vae_nb/__init__.py").write_text(version[0] + "\n", encoding="utf-8")
     with inside(folder):
         nbdev_clean()
         nbdev_export()
@@ -138,7 +135,7 @@ def readme(root=ROOT):
 def at_hand():
     "Name of each file from outside -> its path, or None where it is not at hand; nothing is downloaded."
     sys.path.insert(0, str(ROOT))
-    from vae_nb.named_sets import FILES, find
+    from vae_nb.data.downloads import FILES, find
 
     found = dict.fromkeys(FILES)
     for name in FILES:

@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image, features
 
-from vae_nb import sources
-from vae_nb.data import load
-from vae_nb.pictures import decode
+from vae_nb.data import images as sources
+from vae_nb.data.dataset import load
+from vae_nb.data.images import decode
 
 FORMATS = dict(png="PNG", jpg="JPEG", gif="GIF", tif="TIFF", bmp="BMP", ppm="PPM",
                **({"webp": "WEBP"} if features.check("webp") else {}),

@@ -18,8 +18,11 @@ import pytest
 import torch
 from PIL import Image
 
-from vae_nb import cache, named_sets, pictures, sources
-from vae_nb.data import ImageStore, batches, load, split, to_float
+from vae_nb.data import cache
+from vae_nb.data import downloads as named_sets
+from vae_nb.data import images as pictures
+from vae_nb.data import images as sources
+from vae_nb.data.dataset import ImageStore, batches, load, split, to_float
 
 def quiet(text): pass
 
@@ -59,7 +62,7 @@ def start(code, **kwargs):
 
 SLOW = """
 import time
-from vae_nb import data
+from vae_nb.data import dataset as data
 fast = data.decode
 data.decode = lambda *args: (time.sleep(0.02), fast(*args))[1]
 store = data.load({source!r}, size=32, cache={root!r})
@@ -120,7 +123,7 @@ def test_threads_build_one_cache_with_and_without_locks(tmp_path, monkeypatch, l
 
 def test_a_failed_build_leaves_nothing_behind(tmp_path, monkeypatch):
     source, root = folder_of(tmp_path / "pictures", 5), tmp_path / "cache"
-    monkeypatch.setattr("vae_nb.data.json.dumps", lambda *_: 1 / 0)
+    monkeypatch.setattr("vae_nb.data.dataset.json.dumps", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         load(source, size=8, cache=root, progress=quiet)
     assert [p for p in root.iterdir() if not p.name.startswith(".")] == []
@@ -194,7 +197,7 @@ def test_an_unwritable_cache_names_the_folder_and_the_remedy(tmp_path):
 
 def test_too_little_room_is_seen_before_the_work(tmp_path, monkeypatch):
     source = folder_of(tmp_path / "pictures", 2)
-    monkeypatch.setattr("vae_nb.data.shutil.disk_usage", lambda _: type("U", (), dict(free=100)))
+    monkeypatch.setattr("vae_nb.data.dataset.shutil.disk_usage", lambda _: type("U", (), dict(free=100)))
     with pytest.raises(OSError, match=r"cannot write the image cache in .*needs 0.00 GB.*VAE_NB_CACHE"):
         load(source, size=8, cache=tmp_path / "cache", progress=quiet)
 
@@ -203,7 +206,7 @@ def test_a_disk_that_fills_up_names_the_folder_and_leaves_nothing(tmp_path):
     source, root = folder_of(tmp_path / "pictures", 40), tmp_path / "cache"
     code = f"""
 import resource
-from vae_nb.data import load
+from vae_nb.data.dataset import load
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 try: load({str(source)!r}, size=32, cache={str(root)!r})
 except OSError as error: print(error)
@@ -216,7 +219,7 @@ except OSError as error: print(error)
 def test_memory_does_not_grow_with_the_set_and_imports_stay_light(tmp_path, outside):
     code = f"""
 import resource, sys
-from vae_nb.data import load
+from vae_nb.data.dataset import load
 heavy = {{"pyarrow", "huggingface_hub", "nbdev", "wandb", "lpips", "matplotlib", "IPython"}} & set(sys.modules)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 store = load({str(outside('emoji'))!r}, cache={str(tmp_path)!r})

@@ -89,13 +89,13 @@ def test_requirements_are_ranges(monkeypatch):
 
 def test_the_version_has_one_owner():
     body = ast.parse(read("vae_nb/__init__.py")).body
-    body = [node for node in body if not isinstance(node, ast.Expr)]  # a docstring, when nbdev writes one
-    assert [ast.unparse(node.targets[0]) for node in body] == ["__version__"]
-    version = body[0].value.value
+    (assigned,) = [node for node in body if isinstance(node, ast.Assign)]
+    assert ast.unparse(assigned.targets[0]) == "__version__"
+    version = assigned.value.value
     assert re.search(r"^## (\S+)", read("CHANGELOG.md"), re.M)[1] == version
     named = re.compile(r"^\s*_*version_*\s*[=:]\s*[\"']?" + re.escape(version), re.M)
     owners = [p for p in text_files() if p.suffix in {".py", ".ini", ".toml", ".yml", ".yaml"}]
-    assert [p.name for p in owners if named.search(p.read_text(encoding="utf-8"))] == ["__init__.py"]
+    assert [p for p in owners if named.search(p.read_text(encoding="utf-8"))] == [ROOT / "vae_nb/__init__.py"]
 
 
 def test_package_built_from_the_sdist_knows_all_of_settings(tmp_path, monkeypatch):
@@ -116,7 +116,8 @@ def test_package_built_from_the_sdist_knows_all_of_settings(tmp_path, monkeypatc
         text = {Path(n).name: archive.read(n).decode() for n in names if ".dist-info/" in n}
     said = said_by_setup(monkeypatch)
     assert [n for n in names if n.endswith(".py") and not n.startswith("vae_nb/")] == []
-    assert {p.name for p in (ROOT / "vae_nb").glob("*.py")} == {Path(n).name for n in names if n.endswith(".py")}
+    there = {p.relative_to(ROOT).as_posix() for p in (ROOT / "vae_nb").rglob("*.py")}
+    assert there == {n for n in names if n.endswith(".py")}
     for line in said["install_requires"]:
         assert f"Requires-Dist: {line}" in text["METADATA"]
     for extra, lines in said["extras_require"].items():
@@ -162,10 +163,66 @@ def test_sidebar_lists_every_notebook_and_no_other():
     assert set(listed) - set(there) == set(), "entries of _quarto.yml that are no notebook"
 
 
-def test_sidebar_keeps_the_order_of_numbers():
-    for section in QUARTO["website"]["sidebar"]["contents"][1:]:
-        numbers = [int(re.match(r"\d+", Path(page).name)[0]) for page in section["contents"]]
-        assert numbers == sorted(numbers), section["section"]
+def test_a_number_is_given_once_in_a_folder():
+    pages = [p.relative_to(ROOT / "nbs").as_posix() for p in house.notebooks()]
+    numbered = [re.match(r"(.*/)?\d+", page)[0] for page in pages if re.search(r"\d", page)]
+    assert len(set(numbered)) == len(numbered)
+
+
+# ---- parts: a folder of notebooks is a package, and packages know each other one way
+
+KNOWS = {  # a part -> what it may import
+    "data": set(), "model": set(), "plots": set(), "loss": {"model.distributions", "data.downloads"},
+    "analysis": {"loss", "model", "data", "plots"}, "train": {"analysis", "loss", "model", "data", "plots"},
+    "cli": {"train", "analysis", "loss", "model", "data", "plots"}, "__main__": {"cli"}}
+KNOWS["export"] = KNOWS["cli"]
+
+
+def imported(path):
+    "What of vae_nb a module imports, wherever in it, as names below vae_nb."
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            base = package[:len(package) - node.level + 1] if node.level else ()
+            found = (*base, *(node.module or "").split(".")) if node.module else base
+            yield from ([".".join((*found, alias.name)) for alias in node.names] if found[0] == "vae_nb" else [])
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "vae_nb")
+
+
+def test_imports_go_one_way():
+    wrong = []
+    for path in (ROOT / "vae_nb").rglob("*.py"):
+        parts = path.relative_to(ROOT / "vae_nb").with_suffix("").parts
+        if parts[-1] in ("__init__", "_modidx"):
+            continue
+        for name in imported(path):
+            name = name.removeprefix("vae_nb.")
+            allowed = {parts[0], *KNOWS[parts[0]], "__version__"}
+            if not any(name == a or name.startswith(a + ".") for a in allowed):
+                wrong.append(f"{'.'.join(parts)} imports {name}")
+    assert wrong == []
+
+
+def test_a_folder_of_notebooks_is_a_package():
+    exported = {}
+    for path in house.notebooks():
+        lines = re.findall(r"#\| default_exp ([\w.]+)", path.read_text(encoding="utf-8"))
+        exported |= {line: path.relative_to(ROOT / "nbs") for line in lines}
+    for module, page in exported.items():
+        if page.parts[0] not in ("theory", "use"):
+            assert module == ".".join((*page.parts[:-1], re.sub(r"^\d+_", "", page.stem))), page
+    for package in (ROOT / "vae_nb").glob("*/__init__.py"):
+        assert ast.get_docstring(ast.parse(package.read_text(encoding="utf-8"))), f"{package}: what is it for?"
+
+
+def test_the_package_hands_on_what_a_script_needs_first():
+    import vae_nb
+    from vae_nb.data.dataset import load
+    from vae_nb.model.vae import VAE
+    assert vae_nb.VAE is VAE and vae_nb.load_images is load and vae_nb.train.__name__ == "vae_nb.train"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = vae_nb.nothing
 
 
 def test_page_names_are_unique():
@@ -334,14 +391,14 @@ def test_importing_the_package_imports_nothing_heavy():
 def test_modules_import_and_a_model_trains_alone():
     said = alone("""
         import vae_nb
-        names = {m.name for m in pkgutil.iter_modules(vae_nb.__path__)}
-        assert {"data", "vae", "objective", "train"} <= names, names
-        for name in sorted(names): importlib.import_module(f"vae_nb.{name}")
+        names = {m.name for m in pkgutil.walk_packages(vae_nb.__path__, "vae_nb.")}
+        assert {"vae_nb.data.dataset", "vae_nb.model.vae", "vae_nb.loss.objective", "vae_nb.train.loop"} <= names, names
+        for name in sorted(names): importlib.import_module(name)
 
         import torch
-        from vae_nb.config import Config
-        from vae_nb.objective import Objective
-        from vae_nb.train import fit, new_state, validate
+        from vae_nb.train.config import Config
+        from vae_nb.loss.objective import Objective
+        from vae_nb.train.loop import fit, new_state, validate
         torch.set_num_threads(1)
         images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
         state = new_state(Config(preset="demo", size=32, batch_size=4, epochs=1, device="cpu"))

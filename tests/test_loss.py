@@ -17,14 +17,15 @@ from fastcore.script import CliError
 from perceptual import official
 from torch import nn
 
-from vae_nb import perceptual
-from vae_nb.audit import Audit, audit
-from vae_nb.config import Config
-from vae_nb.objective import HALF_A_LEVEL, Objective, beta_share, charged, laplace_log_likelihood, reduce
-from vae_nb.perceptual import LPIPS, NETS, Comparison, distance_map
-from vae_nb.track import read_metrics
-from vae_nb.train import Alone, fit, give_up_if_lost
-from vae_nb.vae import VAE, Posterior
+from vae_nb.loss import lpips as perceptual
+from vae_nb.loss.audit import Audit, audit
+from vae_nb.loss.lpips import LPIPS, NETS, Comparison, distance_map
+from vae_nb.loss.objective import HALF_A_LEVEL, Objective, beta_share, charged, reduce
+from vae_nb.model.distributions import Posterior, laplace_log_likelihood
+from vae_nb.model.vae import VAE
+from vae_nb.train.config import Config
+from vae_nb.train.logging import read_metrics
+from vae_nb.train.loop import Alone, fit, give_up_if_lost
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -55,7 +56,7 @@ def test_equals_the_package(net, shape):
 
 def test_equals_the_package_on_real_pictures_with_a_trained_trunk(outside):
     ours = LPIPS("squeeze", str(outside("squeezenet1_1")))
-    from vae_nb.pictures import decode, open_image
+    from vae_nb.data.images import decode, open_image
     with zipfile.ZipFile(outside("emoji")) as archive:
         names = sorted(name for name in archive.namelist() if name.endswith(".png"))[100:3500:900]
         real = torch.stack([torch.tensor(decode(open_image(io.BytesIO(archive.read(name))), 96)) for name in names]) / 127.5 - 1
@@ -182,7 +183,7 @@ def test_sixteen_bits_and_channels_last():
 
 
 def test_two_machines_agree_on_the_random_trunk():
-    code = ("import torch; from vae_nb.perceptual import LPIPS; torch.manual_seed(5)\n"
+    code = ("import torch; from vae_nb.loss.lpips import LPIPS; torch.manual_seed(5)\n"
             "print(LPIPS('squeeze', 'random')(torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32)).item())")
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                            env=dict(os.environ, OMP_NUM_THREADS="1"))
@@ -468,7 +469,7 @@ def test_the_help_of_vae_train_says_what_an_audit_does():
 
 def test_training_and_validation_use_one_objective(tmp_path, monkeypatch):
     "One object is made, every loss of the run comes from it, and both sides compute the same number from the same images."
-    from vae_nb import run
+    from vae_nb.train import run
     made, calls, make = [], [], run.make_objective
     class Counted(Objective):
         def forward(self, x, x_hat, posterior):
@@ -490,9 +491,9 @@ def test_training_and_validation_use_one_objective(tmp_path, monkeypatch):
 
 
 def test_validation_computes_what_training_computes():
-    from vae_nb.config import recipe
-    from vae_nb.data import batches, load
-    from vae_nb.train import new_state, step, validate
+    from vae_nb.data.dataset import batches, load
+    from vae_nb.train.config import recipe
+    from vae_nb.train.loop import new_state, step, validate
     config = recipe("demo", **{name: value for name, value in TINY.items() if name not in ("preset", "wandb")}, no_flip=True)
     store, index = load("scenes", 32, 8), torch.arange(8)
     knobs = dict(pixels="calibrated", latents="sum", free_bits=0.1)

@@ -14,11 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vae_nb import checkpoint, run, track
-from vae_nb.checkpoint import load_state, read_header
-from vae_nb.folder import held, put_aside
-from vae_nb.track import read_metrics
-from vae_nb.train import Alone
+from vae_nb.train import checkpoint, run
+from vae_nb.train import logging as track
+from vae_nb.train.checkpoint import load_state, read_header
+from vae_nb.train.folder import held, put_aside
+from vae_nb.train.logging import read_metrics
+from vae_nb.train.loop import Alone
 
 TINY = dict(preset="demo", size=32, latent="16", images=120, batch_size=16, lpips="none", device="cpu", log_every=1,
             val_fraction=0.1, wandb="disabled")
@@ -36,7 +37,9 @@ NURSERY = """
 import json, os, signal, sys, time, traceback
 import torch
 from pathlib import Path
-from vae_nb import cache as caches, checkpoint, data, run
+from vae_nb.data import cache as caches
+from vae_nb.data import dataset as data
+from vae_nb.train import checkpoint, run
 
 torch.set_num_threads(1)
 calls = 0

@@ -68,15 +68,20 @@ def planted(where, old, new, sources):
     library = where.endswith(".py")
     text = (ROOT / where).read_text() if library else "\n".join(NOTEBOOKS[where])
     assert text.count(old) == 1 and old != new, f"{old!r} stands {text.count(old)} times in {where}"
-    if not library or f"#| default_exp {Path(where).stem}" in sources:
+    if not library or f"#| default_exp {module_name(where).removeprefix('vae_nb.')}" in sources:
         return next((i, s.replace(old, new)) for i, s in enumerate(sources) if old in s and (not library or ALWAYS.match(s)))
     return -1, text.replace(old, new)
+
+
+def module_name(where):
+    "vae_nb/model/vae.py -> vae_nb.model.vae"
+    return where.removesuffix(".py").replace("/", ".")
 
 
 def replace_module(where, source):
     "Put a mutated module in the place of the real one, and forget all that may have copied from it."
     for name in [name for name in sys.modules if name.startswith("vae_nb.")]: del sys.modules[name]
-    module = types.ModuleType("vae_nb." + Path(where).stem)
+    module = types.ModuleType(module_name(where))
     sys.modules[module.__name__] = module
     exec(compile(source, where, "exec"), vars(module))
 

@@ -15,14 +15,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from vae_nb import cli
-from vae_nb.checkpoint import load_model, load_state, save_model
 from vae_nb.cli import vae_interpolate, vae_sample, vae_train
-from vae_nb.config import recipe
-from vae_nb.objective import Objective
-from vae_nb.scenes import scenes
-from vae_nb.style import curves
-from vae_nb.track import read_metrics
-from vae_nb.train import fit, new_state
+from vae_nb.data.scenes import scenes
+from vae_nb.loss.objective import Objective
+from vae_nb.plots import curves
+from vae_nb.train.checkpoint import load_model, load_state, save_model
+from vae_nb.train.config import recipe
+from vae_nb.train.logging import read_metrics
+from vae_nb.train.loop import fit, new_state
 
 QUICK = ["--preset", "demo", "--size", "32", "--latent", "16", "--images", "120", "--batch-size", "16", "--lpips", "none",
          "--device", "cpu", "--log-every", "1", "--val-fraction", "0.2"]
@@ -184,7 +184,7 @@ def test_ctrl_c_before_anything_is_one_word_and_a_long_seed_one_line(model, monk
     def interrupted(*args): raise KeyboardInterrupt
     for command in (partial(vae_sample, str(model)), partial(vae_train, "scenes", out=str(model / "run"))):
         with pytest.raises(CliError, match="--seed: expected a number of at most 12 digits"): command(seed=99999999999999999999)
-    monkeypatch.setattr("vae_nb.checkpoint.load_model", interrupted)
+    monkeypatch.setattr("vae_nb.train.checkpoint.load_model", interrupted)
     with pytest.raises(KeyboardInterrupt): vae_sample(str(model))   # in Python it goes on its way
     monkeypatch.setattr(cli, "is_cli", lambda: True)
     with pytest.raises(SystemExit) as end: vae_sample(str(model))

@@ -7,9 +7,8 @@ import sys
 import pytest
 import torch
 
-from vae_nb import scenes as S
-from vae_nb.scenes import FACTORS, SHAPES, render, scene_factors, scenes
-from vae_nb.shapes import SDF, trace
+from vae_nb.data import scenes as S
+from vae_nb.data.scenes import FACTORS, SDF, SHAPES, render, scene_factors, scenes, trace
 
 def test_standard_set_is_what_it_was():
     "Reconstructions, caches and reported scores refer to these numbers and pictures: a change here is a new data set."
@@ -124,7 +123,7 @@ def test_working_memory_is_small():
     code = """
         import resource, torch
         torch.set_num_threads(1)
-        from vae_nb.scenes import scenes
+        from vae_nb.data.scenes import scenes
         peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         scenes(1, 8); before = peak(); scenes(300); print(peak() - before)"""
     said = subprocess.run([sys.executable, "-c", "\n".join(line.strip() for line in code.splitlines())],

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vae_nb.checkpoint import read_header
-from vae_nb.config import Config
-from vae_nb.data import batches
-from vae_nb.track import read_metrics
+from vae_nb.data.dataset import batches
+from vae_nb.train.checkpoint import read_header
+from vae_nb.train.config import Config
+from vae_nb.train.logging import read_metrics
 
 QUICK = ["scenes", "--preset", "demo", "--size", "32", "--latent", "16", "--images", "120", "--batch-size", "16",
          "--lpips", "none", "--device", "cpu", "--precision", "fp32", "--log-every", "1", "--val-fraction", "0.1"]
@@ -130,7 +130,7 @@ def test_wandb_goes_on_with_the_same_run_and_keeps_checkpoints_and_the_load_of_t
 def test_the_sweep_names_options_that_exist_and_its_command_runs(root, tmp_path):
     "What an agent would start, with the values it would give; the run has the id that the sweep gave."
     yaml = pytest.importorskip("yaml")
-    sweep = yaml.safe_load((root / "nbs/sweep.yaml").read_text())
+    sweep = yaml.safe_load((root / "nbs/train/sweep.yaml").read_text())
     assert sweep["parameters"].keys() == {"beta", "latent"} <= Config.__dataclass_fields__.keys()
     for name, grid in sweep["parameters"].items():
         for value in grid["values"]: Config(**{name: value})

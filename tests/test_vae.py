@@ -4,8 +4,9 @@ import json
 import pytest
 import torch
 
-from vae_nb.layers import FineUnpatch, Unpatch, groups
-from vae_nb.vae import PRESETS, VAE, Posterior, costs
+from vae_nb.model.distributions import Posterior
+from vae_nb.model.layers import FineUnpatch, Unpatch, groups
+from vae_nb.model.vae import PRESETS, VAE, costs
 
 TINY = dict(widths=[8, 16], blocks=1, stem=2, mid=1)  # downsampling 4
 
