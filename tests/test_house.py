@@ -220,7 +220,8 @@ def test_the_package_hands_on_what_a_script_needs_first():
     import vae_nb
     from vae_nb.data.dataset import load
     from vae_nb.model.vae import VAE
-    assert vae_nb.VAE is VAE and vae_nb.load_images is load and vae_nb.train.__name__ == "vae_nb.train"
+    first, second, package = (getattr(vae_nb, name) for name in ("VAE", "load_images", "train"))
+    assert first is VAE and second is load and package.__file__ == str(ROOT / "vae_nb/train/__init__.py")
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = vae_nb.nothing
 
