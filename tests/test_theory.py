@@ -111,7 +111,7 @@ def test_theory_labels_every_displayed_equation(name):
     assert "\n".join(displayed_equations_are_labelled(PAGES[name])) == ""
 
 
-@pytest.mark.parametrize("name", THEORY)
+@pytest.mark.parametrize("name", [name for name in THEORY if "linear_vae" not in name])  # that page is a module, too
 def test_theory_ends_with_exercises(name):
     assert "\n".join(exercises_are_solved(THEORY[name])) == ""
 
@@ -121,7 +121,7 @@ def test_labels_are_unique_and_many():
     print("\n".join(f"{n:3} labelled equations in {name}" for name, n in count.items() if n))
     owners = Counter(label for book in BOOKS.values() for label, _ in labels(book))
     assert [label for label, n in owners.items() if n > 1] == []
-    assert sum(n for name, n in count.items() if name in THEORY) >= 60 and len(THEORY) == 6
+    assert sum(n for name, n in count.items() if name in THEORY) >= 60 and len(THEORY) >= 7
 
 
 @pytest.mark.parametrize("name", PAGES)
