@@ -19,19 +19,20 @@ from torch import Tensor, nn
 def gaussian_kl(
     mu: Tensor,                          # (B,D), or any shape: means of q
     logvar: Tensor,                      # same shape: logarithms of the variances of q
-    prior_mu: Tensor | float = 0.0,      # mean of the prior, a number or a shape that broadcasts
-    prior_logvar: Tensor | float = 0.0,  # logarithm of its variance, likewise
-) -> Tensor:                             # same shape, nats of each dimension, nothing summed
-    "KL(q || prior) of diagonal Gaussians; with the default prior N(0, I) see Kingma & Welling 2014, appendix B."
+    prior_mu: Tensor | float = 0.0,      # mean of the prior, broadcasts
+    prior_logvar: Tensor | float = 0.0,  # logarithm of its variance, broadcasts
+) -> Tensor:                             # same shape, nats per dimension
+    "KL(q || prior) of diagonal Gaussians (Kingma & Welling 2014, appendix B: N(0, I))."
     d = logvar - prior_logvar
-    precision = prior_logvar.neg().exp() if isinstance(prior_logvar, Tensor) else math.exp(-prior_logvar)
+    is_tensor = isinstance(prior_logvar, Tensor)
+    precision = prior_logvar.neg().exp() if is_tensor else math.exp(-prior_logvar)
     return 0.5 * ((mu - prior_mu).square() * precision + torch.expm1(d) - d)
 
 # %% ../../nbs/model/01_distributions.ipynb #5cdc6f55
 def normal(
     shape: tuple, # of the result
     like: Tensor, # decides device and type
-    generator: torch.Generator = None, # source of randomness, of any device; None is torch's own
+    generator: torch.Generator = None, # of any device; None is torch's own
 ) -> Tensor: # standard normal numbers, drawn on the device of the generator
     "Draws from N(0, 1) that are the same on every device for a generator on the CPU"
     device = like.device if generator is None else generator.device
@@ -40,7 +41,7 @@ def normal(
 
 @dataclass
 class Posterior:
-    "q(z|x) = N(mu, exp(logvar)), independent in every dimension (Kingma & Welling 2014, eq. 9)"
+    "q(z|x) = N(mu, exp(logvar)), a diagonal Gaussian (Kingma & Welling 2014, eq. 9)"
     mu: Tensor # (B,D) or (B,C,h,w) means
     logvar: Tensor # same shape, logarithms of the variances
 
@@ -50,11 +51,12 @@ class Posterior:
         return torch.exp(self.logvar / 2)
 
     def sample(self,
-               generator: torch.Generator = None, # source of randomness, None is torch's own
+               generator: torch.Generator = None, # None is torch's own
                eps: Tensor = None, # same shape as mu, standard normal; None: drawn here
                ) -> Tensor: # same shape as mu
         "z = mu + std * eps, a draw with a gradient (Kingma & Welling 2014, eq. 10)"
-        return self.mu + self.std * (normal(self.mu.shape, self.mu, generator) if eps is None else eps)
+        mu = self.mu
+        return mu + self.std * (normal(mu.shape, mu, generator) if eps is None else eps)
 
     def mode(self) -> Tensor: # same shape as mu
         "The most probable z"
@@ -71,7 +73,8 @@ def log_scale(
 ) -> Tensor:                # its logarithm
     "The logarithm of a scale, refused unless every scale is positive."
     scale = torch.as_tensor(scale).to(x)
-    if not (scale > 0).all(): raise ValueError(f"expected a scale > 0, got {scale.min():g}")
+    if not (scale > 0).all():
+        raise ValueError(f"expected a scale > 0, got {scale.min():g}")
     return scale.log()
 
 
@@ -81,13 +84,14 @@ def gaussian_log_likelihood(
     scale: Tensor | float,  # standard deviation, a number or a shape that broadcasts
 ) -> Tensor:                # same shape, nats per value, constants included
     "log N(x; mean, scale^2) of every value."
-    return -0.5 * ((x - mean) / scale).square() - log_scale(scale, x) - 0.5 * math.log(2 * math.pi)
+    return -0.5 * ((x - mean) / scale).square() - log_scale(scale, x) \
+        - 0.5 * math.log(2 * math.pi)
 
 
 def laplace_log_likelihood(
     x: Tensor,              # (B,...) values
     center: Tensor,         # same shape, the decoder's output
-    scale: Tensor | float,  # b, the mean absolute deviation, a number or a shape that broadcasts
+    scale: Tensor | float,  # b, the mean absolute deviation, broadcasts
 ) -> Tensor:                # same shape, nats per value, constants included
     "log Laplace(x; center, scale) of every value."
     return -(x - center).abs() / scale - log_scale(scale, x) - math.log(2)
@@ -98,5 +102,7 @@ def bernoulli_log_likelihood(
     logits: Tensor,  # same shape, any real numbers
 ) -> Tensor:         # same shape, nats per value
     "log Bernoulli(x; sigmoid(logits)) of every value: minus the binary cross-entropy."
-    if x.min() < 0 or x.max() > 1: raise ValueError(f"expected x in [0,1], got [{x.min():g}, {x.max():g}]")
-    return x * nn.functional.logsigmoid(logits) + (1 - x) * nn.functional.logsigmoid(-logits)
+    if x.min() < 0 or x.max() > 1:
+        raise ValueError(f"expected x in [0,1], got [{x.min():g}, {x.max():g}]")
+    one = x * nn.functional.logsigmoid(logits)
+    return one + (1 - x) * nn.functional.logsigmoid(-logits)
