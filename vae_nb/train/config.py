@@ -15,88 +15,111 @@ from dataclasses import dataclass
 @dataclass
 class Config:
     "Everything that decides a run (but its data)."
-    preset: str = "default"      # network: demo, default or reference
-    size: int = 128              # pixels on a side; images are resized and cropped to it
-    latent: str = ""             # 256 for a vector, 8x16x16 for a map; empty: the preset's
-    images: int = 0              # use so many images of the source; 0: all of them (scenes: 15,000)
+    preset: str = "default"    # network: demo, web, default or reference
+    size: int = 128            # pixels on a side; images are resized and cropped to it
+    latent: str = ""           # 256 for a vector, 8x16x16 for a map; empty: the preset's
+    images: int = 0            # use so many images of the source; 0: all (scenes: 15,000)
     val_fraction: float = 0.05   # share of the images held out, chosen by a hash of their names
-    epochs: int = 100            # passes over the training images
-    batch_size: int = 32         # images a step, over all processes
-    accumulate: int = 1          # parts a batch is computed in, in turn: same gradients, less memory (not with free_bits)
-    lr: float = 1e-3             # peak learning rate of AdamW
-    warmup: int = 200            # steps in which the learning rate climbs to its peak
-    weight_decay: float = 0.01   # AdamW's, applied to weights of convolutions and linear layers
-    clip: float = 1.0            # gradient norm at which gradients are cut
-    ema: float = 0.999           # decay of the averaged weights, a step
-    beta: float = 0.02           # weight of the KL (mean over latent dimensions)
-    beta_schedule: str = "warmup"  # how beta comes in: constant, warmup (in the first quarter), cyclical (four times)
-    free_bits: float = 0.0       # nats that each latent dimension costs at least
-    lpips: str = "auto"          # perceptual net: alex, vgg, squeeze, none; auto: alex if the lpips package is there
-    lpips_weight: float = 1.0    # weight of LPIPS
-    trunk: str = "auto"          # weights of the perceptual net: imagenet, random, a path; auto: imagenet, else random
-    no_flip: bool = False        # train without random horizontal flips
-    seed: int = 0                # decides initial weights, order, flips and noise
-    device: str = "auto"         # cuda, mps or cpu; auto: the first of these that is there
-    precision: str = "auto"      # bf16 (autocast) or fp32; auto: bf16 where the processor has it
-    compile: str = "auto"        # on or off: torch.compile; auto: on a GPU, if the run is long enough to pay for it
-    deterministic: bool = False  # on a GPU: the same bits every time, at some cost (a CPU run repeats itself anyway)
-    give_up: int = 50            # steps in a row without a finite loss, after which the run stops
-    log_every: int = 20          # steps between rows in metrics.jsonl
-    picture_every: int = 500     # steps between pictures
-    checkpoint_every: int = 500  # steps between checkpoints (there is one at the end of each epoch, too)
-    wandb: str = "offline"       # online, offline or disabled
-    artifacts: bool = False      # checkpoints go to W&B, too
+    epochs: int = 100          # passes over the training images
+    batch_size: int = 32       # images a step, over all processes
+    accumulate: int = 1        # parts a batch is computed in: same gradients, less memory
+    lr: float = 1e-3           # peak learning rate of AdamW
+    warmup: int = 200          # steps in which the learning rate climbs to its peak
+    weight_decay: float = 0.01   # AdamW's, for weights of convolutions and linear layers
+    clip: float = 1.0          # gradient norm at which gradients are clipped
+    ema: float = 0.999         # decay of the averaged weights, a step
+    beta: float = 0.02         # weight of the KL (mean over latent dimensions)
+    beta_schedule: str = "warmup"  # constant, warmup (in the first quarter), cyclical (four times)
+    free_bits: float = 0.0     # nats that each latent dimension costs at least
+    lpips: str = "auto"        # net: alex, vgg, squeeze, none; auto: alex if lpips is installed
+    lpips_weight: float = 1.0  # weight of LPIPS
+    backbone: str = "auto"     # weights of that net: imagenet, random, a path; auto: imagenet, else random
+    flip: bool = True          # train with random horizontal flips
+    seed: int = 0              # decides initial weights, order, flips and noise
+    device: str = "auto"       # cuda, mps or cpu; auto: the first of these that is there
+    precision: str = "auto"    # bf16 or fp16 (autocast), fp32; auto: bf16 if the device has it, else fp16 on a GPU
+    compile: str = "auto"      # on or off: torch.compile; auto: on a GPU, if the run is long enough
+    cuda_graph: str = "auto"   # on or off: on a GPU, record the step once and replay it; auto: on
+    deterministic: bool = False  # on a GPU: the same bits every time, slower (a CPU repeats itself anyway)
+    threads: int = 0           # of the processor, for PyTorch; 0: as many as it likes
+    max_nonfinite_steps: int = 50  # in a row, after which the run stops
+    log_every: int = 20        # steps between rows in metrics.jsonl
+    picture_every: int = 500   # steps between pictures; 0: none but those of picture_epochs
+    picture_epochs: str = ""   # epochs after which pictures are drawn, such as 1,4,12,32
+    checkpoint_every: int = 500  # steps between checkpoints (there is one at each validation, too)
+    val_every: int = 1         # epochs between validations
+    wandb: str = "auto"        # online, offline or disabled; auto: WANDB_MODE, else offline
+    wandb_project: str = ""    # name of the W&B project; empty: WANDB_PROJECT, else vae_nb
+    artifacts: bool = False    # checkpoints go to W&B, too
 
     def __post_init__(self):
-        def demand(name, holds, expected):
-            value = getattr(self, name)
-            if not holds(value): raise ValueError(f"{name}: expected {expected}, got {value!r}")
+        def check(names, holds, expected):
+            for name in names.split():
+                value = getattr(self, name)
+                if not holds(value):
+                    raise ValueError(f"{name}: expected {expected}, got {value!r}")
 
+        def whole(value): return isinstance(value, int)
         def finite(value): return isinstance(value, (int, float)) and math.isfinite(value)
 
-        for name in ("size", "epochs", "batch_size", "accumulate", "give_up", "log_every", "picture_every", "checkpoint_every"):
-            demand(name, lambda value: isinstance(value, int) and value > 0, "a whole number above 0")
-        for name in ("images", "warmup"):
-            demand(name, lambda value: isinstance(value, int) and value >= 0, "a whole number >= 0")
-        for name in ("lr", "clip"): demand(name, lambda value: finite(value) and value > 0, "a finite number above 0")
-        for name in ("weight_decay", "beta", "lpips_weight", "free_bits"):
-            demand(name, lambda value: finite(value) and value >= 0, "a finite number >= 0")
-        demand("seed", lambda value: isinstance(value, int), "a whole number")
-        demand("ema", lambda value: finite(value) and 0 <= value < 1, "0 <= number < 1")
-        demand("val_fraction", lambda value: finite(value) and 0 < value < 1, "0 < number < 1 (a run needs held-out images)")
-        for name, known in CHOICES.items(): demand(name, known.__contains__, f"one of {', '.join(known)}")
-        demand("accumulate", lambda parts: self.batch_size % parts == 0, f"a divisor of batch_size {self.batch_size}")
-        demand("free_bits", lambda nats: not nats or self.accumulate == 1, "0 with accumulate > 1 (they need the whole batch)")
+        check("size epochs batch_size accumulate max_nonfinite_steps log_every val_every checkpoint_every",
+              lambda n: whole(n) and n > 0, "a whole number above 0")
+        check("images warmup picture_every threads",
+              lambda n: whole(n) and n >= 0, "a whole number >= 0")
+        check("lr clip", lambda x: finite(x) and x > 0, "a finite number above 0")
+        check("weight_decay beta lpips_weight free_bits",
+              lambda x: finite(x) and x >= 0, "a finite number >= 0")
+        check("seed", lambda n: whole(n) and abs(n) < 10**12, "a whole number of at most 12 digits")
+        check("ema", lambda x: finite(x) and 0 <= x < 1, "0 <= number < 1")
+        check("val_fraction", lambda x: finite(x) and 0 < x < 1,
+              "0 < number < 1 (a run needs held-out images)")
+        check("picture_epochs", lambda text: text.replace(",", "").isdigit() or not text,
+              "numbers and commas, such as 1,4,12")
+        for name, known in CHOICES.items():
+            check(name, known.__contains__, f"one of {', '.join(known)}")
+        check("accumulate", lambda n: self.batch_size % n == 0,
+              f"a divisor of batch_size {self.batch_size}")
+        check("free_bits", lambda nats: not nats or self.accumulate == 1,
+              "0 with accumulate > 1 (they need the whole batch)")
         parse_latent(self.latent)
 
 # %% ../../nbs/train/01_config.ipynb #7df5ab44
-CHOICES = dict(preset=("demo", "default", "reference"), lpips=("auto", "alex", "vgg", "squeeze", "none"),
-               device=("auto", "cuda", "mps", "cpu"), precision=("auto", "bf16", "fp32"), compile=("auto", "on", "off"),
-               beta_schedule=("constant", "warmup", "cyclical"), wandb=("online", "offline", "disabled"))
+CHOICES = dict(
+    preset=("demo", "web", "default", "reference"),
+    lpips=("auto", "alex", "vgg", "squeeze", "none"),
+    device=("auto", "cuda", "mps", "cpu"),
+    precision=("auto", "bf16", "fp16", "fp32"),
+    compile=("auto", "on", "off"),
+    cuda_graph=("auto", "on", "off"),
+    beta_schedule=("constant", "warmup", "cyclical"),
+    wandb=("auto", "online", "offline", "disabled"))
 
 
 def parse_latent(
     text: str,              # "256", "8x16x16" or ""
 ) -> int | tuple | None:    # D of a vector, (C,H,W) of a map, or None for the preset's own
     "Read a latent shape."
-    try: numbers = tuple(int(number) for number in text.lower().split("x")) if text else ()
-    except ValueError: numbers = (0,)
-    if len(numbers) not in (0, 1, 3) or any(number < 1 for number in numbers):
-        raise ValueError(f"latent: expected a number (256) or channels x height x width (8x16x16), got {text!r}")
-    return None if not numbers else numbers[0] if len(numbers) == 1 else numbers
+    if not text: return None
+    numbers = text.lower().split("x")
+    if len(numbers) not in (1, 3) or not all(n.isdecimal() and int(n) > 0 for n in numbers):
+        raise ValueError("latent: expected a number (256) or channels x height x width (8x16x16), "
+                         f"got {text!r}")
+    return int(text) if len(numbers) == 1 else tuple(int(n) for n in numbers)
 
 # %% ../../nbs/train/01_config.ipynb #d929c0b4
 RECIPES = dict(
     default={},
     reference=dict(lr=1e-4, beta_schedule="constant"),
-    demo=dict(size=64, images=10000, epochs=6, batch_size=16, lr=2e-3, warmup=100, beta_schedule="constant", ema=0.995,
-              lpips="none", log_every=10))
+    web=dict(batch_size=64, lr=2e-3),
+    demo=dict(size=64, images=10000, epochs=7, batch_size=16, lr=2e-3, warmup=100,
+              beta_schedule="constant", ema=0.995, lpips="none", log_every=10))
 
 
 def recipe(
-    preset: str = "default",  # demo, default or reference
+    preset: str = "default",  # demo, web, default or reference
     **given,                  # fields of Config, which win over the preset's
 ) -> Config:
     "The configuration of a preset, with changes."
-    if preset not in RECIPES: raise ValueError(f"preset: expected one of {', '.join(RECIPES)}, got {preset!r}")
+    if preset not in RECIPES:
+        raise ValueError(f"preset: expected one of {', '.join(RECIPES)}, got {preset!r}")
     return Config(**{**RECIPES[preset], **given, "preset": preset})
