@@ -25,7 +25,7 @@ def started(folder, given, images):
     "A run, and the seconds until its first progress line."
     program, start = Path(sys.executable).with_name("vae-train"), time.perf_counter()
     words = [program, "scenes", "--size", given.size, "--images", images, "--preset", given.preset, "--batch-size", given.batch,
-             "--lpips", given.lpips, "--trunk", "random", "--picture-every", 3, "--checkpoint-every", 3, "--wandb", "disabled",
+             "--lpips", given.lpips, "--backbone", "random", "--picture-every", 3, "--checkpoint-every", 3, "--wandb", "disabled",
              "--device", "cpu", "--out", Path(folder) / "run"]
     run = subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     said = b""

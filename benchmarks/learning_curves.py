@@ -16,8 +16,7 @@ names its ImageNet weights, or says random.
 import argparse
 import json
 import time
-from dataclasses import replace
-from inspect import signature
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 
@@ -30,58 +29,37 @@ from vae_nb.data.dataset import to_float
 from vae_nb.data.scenes import scenes
 from vae_nb.loss.lpips import LPIPS
 from vae_nb.loss.objective import Objective
-from vae_nb.model.layers import FineUnpatch
-from vae_nb.model.vae import PRESETS, VAE, Decoder, costs
+from vae_nb.model.vae import PRESETS, VAE, VAEConfig, costs
 from vae_nb.plots import grid
 from vae_nb.train.config import CHOICES, RECIPES, recipe
-from vae_nb.train.loop import every, fit, new_state, validate
+from vae_nb.train.loop import Reporter, fit, new_state, validate
 
 DEFAULT = PRESETS["default"]
+GRID = dict(size=128, latent=(8, 16, 16))
+PIXELS8 = VAEConfig(**GRID, widths=(272,), blocks=2, patch_size=8, mid_blocks=2)
+FAR = replace(DEFAULT, half_res_channels=0)
+NARROW = replace(PIXELS8, widths=(256,))
 DESIGNS = {  # name: what it tries; all have about 12 M parameters and the latent of the presets
-    "pixels8": dict(size=128, widths=[272], latent=[8, 16, 16], blocks=2, stem=8, mid=2, mirror=True),
-    "pixels4": dict(size=128, widths=[128, 288], latent=[8, 16, 16], blocks=[1, 2], stem=4, mid=2, mirror=True),
-    "pixels2": dict(size=128, widths=[32, 64, 304], latent=[8, 16, 16], blocks=[1, 1, 2], stem=2, mid=2, mirror=True),
-    "deep": dict(size=128, widths=[184], latent=[8, 16, 16], blocks=5, stem=8, mid=4, mirror=True),
-    "wide": dict(size=128, widths=[376], latent=[8, 16, 16], blocks=1, stem=8, mid=1, mirror=True),
-    "far": dict(DEFAULT, fine=0),
-    "near": dict(DEFAULT, widths=[272], blocks=4, coarse=0),
-    "strokes2": DEFAULT,
+    "pixels8": PIXELS8,
+    "pixels4": VAEConfig(**GRID, widths=(128, 288), blocks=(1, 2), patch_size=4, mid_blocks=2),
+    "pixels2": VAEConfig(**GRID, widths=(32, 64, 304), blocks=(1, 1, 2), patch_size=2, mid_blocks=2),
+    "deep": VAEConfig(**GRID, widths=(184,), blocks=5, patch_size=8, mid_blocks=4),
+    "wide": VAEConfig(**GRID, widths=(376,), blocks=1, patch_size=8, mid_blocks=1),
+    "far": FAR,
+    "near": replace(DEFAULT, widths=(272,), blocks=4, hourglass_channels=0),
+    "strokes2": replace(DEFAULT, half_res_blocks=2),
+    "looks": replace(DEFAULT, decoder=dict(half_res_channels=0)),
+    "retouches": replace(FAR, decoder=dict(half_res_channels=DEFAULT.half_res_channels)),
+    "unfold2": replace(NARROW, decoder=dict(widths=(32, 64, 256), blocks=(1, 1, 2), patch_size=2)),
+    "unfold1": replace(NARROW, decoder=dict(widths=(8, 32, 64, 256), blocks=(1, 1, 1, 2), patch_size=1)),
 }
-STROKES = {"strokes2": 2}  # name: blocks that retouch the picture
-NARROW = dict(DESIGNS["pixels8"], widths=[256])
-DECODERS = {  # name: (a design, what its decoder has instead)
-    "looks": (DEFAULT, dict(fine=0)),
-    "retouches": (DESIGNS["far"], dict(fine=DEFAULT["fine"])),
-    "unfold2": (NARROW, dict(widths=[32, 64, 256], blocks=[1, 1, 2], stem=2)),
-    "unfold1": (NARROW, dict(widths=[8, 32, 64, 256], blocks=[1, 1, 1, 2], stem=1)),
-}
-
-
-def of_decoder(name):
-    "The arguments of the decoder of one of DECODERS."
-    design, instead = DECODERS[name]
-    return {key: value for key, value in (design | instead).items() if key in signature(Decoder).parameters}
-
-
-def with_decoder(preset):
-    "`VAE.preset` that knows the designs of DECODERS and STROKES, too."
-    def extended(name, size=None, latent=None):
-        model = preset(name, size, latent)
-        if name in DECODERS: model.decoder = Decoder(**of_decoder(name))
-        if name in STROKES:
-            [width], patch, fine = (DEFAULT[key] for key in ("widths", "stem", "fine"))
-            model.decoder.layers[-1] = FineUnpatch(width, 3, patch, fine, blocks=STROKES[name])
-        return model
-    return extended
 
 
 def work(name):
     "Parameters and FLOP (one image, forward, at 128x128) of a design."
-    rows = costs(VAE.preset(name, size=128))
+    rows = costs(VAE(PRESETS[name].resized(128)))
     total = lambda key: sum(row[key] for row in rows)
-    design = PRESETS[name] | ({"decoder": of_decoder(name)} if name in DECODERS else {})
-    if name in STROKES: design = design | {"strokes": STROKES[name]}
-    return dict(name=name, design=design, parameters=total("parameters"), gflop=round(total("flop") / 1e9, 2))
+    return dict(name=name, design=asdict(PRESETS[name]), parameters=total("parameters"), gflop=round(total("flop") / 1e9, 2))
 
 
 @torch.no_grad()
@@ -109,16 +87,18 @@ def train(name, lr, schedule, start, images, given, keep):
                   **{key: round(value, 5) for key, value in found.items()}, channels=channels(state.ema, images[val[:64]])))
         clock["since"] = time.perf_counter()
 
-    fit(state, objective, images, train, hooks=[every(given.every, measure)])
+    class Measure(Reporter):
+        def step(self, state, terms):
+            if state.step % given.every == 0: measure(state, terms)
+    fit(state, objective, images, train, reporter=Measure())
     known = validate(state, objective, images, train[:400])
     return state.ema, {key.removesuffix("_val"): round(value, 4) for key, value in known.items() if key != "psnr_val"}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    PRESETS.update(DESIGNS, **{name: design for name, (design, _) in DECODERS.items()})
+    PRESETS.update(DESIGNS)
     RECIPES.update({name: {} for name in PRESETS if name not in RECIPES})
-    VAE.preset = with_decoder(VAE.preset)
     CHOICES["preset"] = tuple(PRESETS)
     parser.add_argument("--design", choices=list(PRESETS), nargs="+", default=["default", "reference"])
     parser.add_argument("--images", type=int, default=6400, help="to train on; 200 more are held out")

@@ -17,6 +17,7 @@ import json
 import time
 import warnings
 from contextlib import nullcontext
+from pathlib import Path
 from statistics import median
 
 import lpips
@@ -96,17 +97,19 @@ def main():
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--mode", nargs="+", default=[], help="only these modes; what was measured of others is kept")
     parser.add_argument("--compile", action="store_true", help="also time the compiled module")
+    parser.add_argument("--out", default=RESULTS, help="folder of the record")
     given = parser.parse_args()
 
-    file = RESULTS / f"lpips_{given.device}.json"
+    file = Path(given.out) / f"lpips_{given.device}.json"
     record = json.loads(file.read_text()) if file.exists() else {}
     record |= header(given.device, batch=given.batch, size=given.size)
+    record.setdefault("nets", {})
     for net in given.net:
         found = measure(net, given.batch, given.size, given.rounds, given.device, given.compile, given.mode)
-        before = record.setdefault("nets", {}).setdefault(net, {}) if given.mode else {}
+        before = record["nets"].get(net, {}) if given.mode else {}
         found = {key: {**before.get(key, {}), **value} if isinstance(value, dict) else value for key, value in found.items()}
         record["nets"][net] = found
-        save(record, "lpips", given.device)
+        save(record, "lpips", given.device, given.out)
         print(net)
         for name, ms in found["ms"].items():
             print(f"  {name:34} {ms:9.1f} ms   {found['ratio'][name]:>6} times as fast")

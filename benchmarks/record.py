@@ -29,7 +29,7 @@ def header(device, /, **settings):
     return dict(machine=machine(device), date=date.today().isoformat(), versions=versions, **settings)
 
 
-def save(record, name, device):
-    "To benchmarks/results/NAME_DEVICE.json."
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}_{device}.json").write_text(json.dumps(record, indent=1) + "\n")
+def save(record, name, device, folder=RESULTS):
+    "To benchmarks/results/NAME_DEVICE.json, or to another folder."
+    Path(folder).mkdir(exist_ok=True, parents=True)
+    (Path(folder) / f"{name}_{device}.json").write_text(json.dumps(record, indent=1) + "\n")

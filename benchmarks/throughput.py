@@ -45,8 +45,8 @@ from vae_nb.loss.lpips import LPIPS
 from vae_nb.loss.objective import Objective
 from vae_nb.model.vae import VAE
 from vae_nb.train.config import Config
-from vae_nb.train.device import pick_device, tuned
-from vae_nb.train.loop import new_state, step
+from vae_nb.train.device import backend_flags, pick_device
+from vae_nb.train.loop import learning_rate, new_state, noise, prepare_step, set_lr, update_ema
 
 class Pictures(Dataset):
     "A folder of PNG files, as most tutorials read it."
@@ -63,24 +63,35 @@ def endless(make):
     while True: yield from make()
 
 
+def one_step(state, compute, x, total=1_000_000):
+    "What `fit` does in a step; `compute` comes from `prepare_step`."
+    set_lr(state.optimizer, learning_rate(state.step, total, state.config))
+    eps = noise(state.config.seed, state.step, (len(x), *state.model.latent_shape), state.device)
+    terms = compute(x, eps, torch.ones((), device=state.device))
+    state.step += 1
+    update_ema(state)
+    return terms
+
+
 def ours(preset, images, folder, given, net):
     "This library's own step."
-    config = Config(preset=preset, size=given.size, batch_size=given.batch, device=given.device, lr=given.lr, warmup=0)
+    config = Config(preset=preset, size=given.size, batch_size=given.batch, device=given.device, lr=given.lr, warmup=0,
+                    compile="on" if given.compile else "off", cuda_graph="off")
     state = new_state(config)
-    network, objective = state.model, Objective(0.02, LPIPS(net, given.trunk) if net else None).to(state.device)
-    if given.compile: network, objective = torch.compile(network), torch.compile(objective)
+    objective = Objective(0.02, LPIPS(net, given.trunk) if net else None).to(state.device)
+    compute = prepare_step(state, objective, 1_000_000)
     images = images.to(state.device)
     source = endless(lambda: batches(images, torch.arange(len(images)), given.batch, device=state.device, drop_last=True))
 
     def steps(n):
-        for x in islice(source, n): step(state, objective, x, 1_000_000, network)
+        for x in islice(source, n): one_step(state, compute, x)
     return steps, lambda x: state.model(x)[0]
 
 
 def plain(preset, images, folder, given, net, precision):
     "A loop as it is usually written."
     device = pick_device(given.device)
-    model = VAE.preset(preset, size=given.size).to(device)
+    model = VAE.from_preset(preset, size=given.size).to(device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         judge = lpips.LPIPS(net=net, pnet_rand=given.trunk == "random", verbose=False).to(device)
@@ -115,7 +126,7 @@ def with_pythae(preset, images, folder, given):
     from pythae.models.nn import BaseDecoder, BaseEncoder
     from pythae.trainers import BaseTrainer, BaseTrainerConfig
 
-    network = VAE.preset(preset, size=given.size)
+    network = VAE.from_preset(preset, size=given.size)
 
     class TheirEncoder(BaseEncoder):
         def __init__(self):
@@ -175,7 +186,7 @@ def ceiling(device, dtype, seconds=2.0):
 
 def step_flops(preset, given, net):
     "FLOP for an image: the network three times (backward goes to activations and to weights), LPIPS of x_hat twice, of x once."
-    model, x = VAE.preset(preset, size=given.size), torch.zeros(1, 3, given.size, given.size)
+    model, x = VAE.from_preset(preset, size=given.size), torch.zeros(1, 3, given.size, given.size)
     with FlopCounterMode(display=False) as counter, torch.no_grad(): model(x)
     total, judge = 3 * counter.get_total_flops(), LPIPS(net, "random") if net else None
     if judge is not None:
@@ -279,7 +290,7 @@ def main():
     settings = {name: value for name, value in vars(given).items() if name not in ("profile", "preset", "device")}
     record = header(given.device, **settings, matmul_ceiling_tflops={k: round(v / 1e12, 3) for k, v in roof.items()}, presets={})
     for preset in given.preset:
-        with tuned(pick_device(given.device)): record["presets"][preset] = measure(preset, images, folder, given, roof)
+        with backend_flags(pick_device(given.device)): record["presets"][preset] = measure(preset, images, folder, given, roof)
         save(record, what, given.device)
     print(json.dumps(record["presets"], indent=1))
 
