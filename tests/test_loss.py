@@ -20,12 +20,13 @@ from torch import nn
 from vae_nb.loss import lpips as perceptual
 from vae_nb.loss.audit import Audit, audit
 from vae_nb.loss.lpips import LPIPS, NETS, Comparison, distance_map
-from vae_nb.loss.objective import HALF_A_LEVEL, Objective, beta_share, charged, reduce
+from vae_nb.loss.objective import MIN_SCALE, Objective, apply_free_bits, beta_share, reduce
 from vae_nb.model.distributions import Posterior, laplace_log_likelihood
 from vae_nb.model.vae import VAE
 from vae_nb.train.config import Config
+from vae_nb.train.distributed import SingleProcess
 from vae_nb.train.logging import read_metrics
-from vae_nb.train.loop import Alone, fit, give_up_if_lost
+from vae_nb.train.loop import check_finite, fit, new_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -171,7 +172,7 @@ def test_sixteen_bits_and_channels_last():
     last = x.contiguous(memory_format=torch.channels_last).requires_grad_()
     exact = ours(x, y)
     assert torch.allclose(ours(last, y), exact, rtol=1e-4)
-    layouts = [a.is_contiguous(memory_format=torch.channels_last) for a in ours.activations(last)[:3] + ours.look(last, y)[:3]]
+    layouts = [a.is_contiguous(memory_format=torch.channels_last) for a in ours.activations(last)[:3] + ours.target(last, y)[:3]]
     assert all(layouts)
     with torch.autocast("cpu", torch.bfloat16): rough = ours(last, y)
     gradient, = torch.autograd.grad(rough.sum(), last)
@@ -282,8 +283,8 @@ def test_a_compiled_objective_follows_a_schedule_without_being_compiled_again():
     objective = Objective(0.3, LPIPS("squeeze", "random"), free_bits=0.1)
     compiled = torch.compile(objective, backend=count, fullgraph=True)
     for t in (0.05, 0.1, 0.2, 1.0):
-        objective.share.fill_(beta_share(t, "warmup"))
-        assert torch.isclose(compiled(x, x_hat, posterior)["loss"], objective(x, x_hat, posterior)["loss"], rtol=1e-5)
+        given = x, x_hat, posterior, torch.tensor(beta_share(t, "warmup"))
+        assert torch.isclose(compiled(*given)["loss"], objective(*given)["loss"], rtol=1e-5)
     assert len(graphs) == 1
 
 
@@ -294,7 +295,7 @@ def test_the_calibrated_scale_is_the_best_one_and_has_a_floor():
     scales = torch.linspace(0.05, 2, 400)
     best = torch.stack([at(b) for b in scales]).min(0).values
     assert torch.allclose(objective(x, x_hat, q)["nll"], best.mean(), rtol=1e-4)
-    assert torch.isclose(objective(x, x, q)["loss"], 192 * (torch.tensor(2 * HALF_A_LEVEL).log() + 1))
+    assert torch.isclose(objective(x, x, q)["loss"], 192 * (torch.tensor(2 * MIN_SCALE).log() + 1))
 
 
 def test_schedules_end_at_the_full_beta():
@@ -309,7 +310,7 @@ def test_schedules_end_at_the_full_beta():
 
 def patient(**options):
     torch.manual_seed(1)
-    return VAE(size=16, widths=(8, 16), latent=4, blocks=1, stem=2, mid=1, **options)
+    return VAE(size=16, widths=(8, 16), latent=4, blocks=1, patch_size=2, mid_blocks=1, **options)
 
 
 def scenery(n=8):
@@ -472,9 +473,9 @@ def test_training_and_validation_use_one_objective(tmp_path, monkeypatch):
     from vae_nb.train import run
     made, calls, make = [], [], run.make_objective
     class Counted(Objective):
-        def forward(self, x, x_hat, posterior):
-            calls.append((id(self), torch.is_grad_enabled(), float(self.share)))
-            return super().forward(x, x_hat, posterior)
+        def forward(self, x, x_hat, posterior, beta_weight=1.0):
+            calls.append((id(self), torch.is_grad_enabled(), float(beta_weight)))
+            return super().forward(x, x_hat, posterior, beta_weight)
     def counted(config):
         objective = make(config)
         objective.__class__ = Counted
@@ -493,14 +494,15 @@ def test_training_and_validation_use_one_objective(tmp_path, monkeypatch):
 def test_validation_computes_what_training_computes():
     from vae_nb.data.dataset import batches, load
     from vae_nb.train.config import recipe
-    from vae_nb.train.loop import new_state, step, validate
-    config = recipe("demo", **{name: value for name, value in TINY.items() if name not in ("preset", "wandb")}, no_flip=True)
+    from vae_nb.train.loop import forward_pass, new_state, noise, step, validate
+    config = recipe("demo", **{name: value for name, value in TINY.items() if name not in ("preset", "wandb")})
     store, index = load("scenes", 32, 8), torch.arange(8)
     knobs = dict(pixels="calibrated", latents="sum", free_bits=0.1)
     for objective in (Objective(), Objective(1.0, **knobs), Objective(lpips=Distance())):
         held_out = validate(new_state(config), objective, store.images, index)
         x = next(batches(store.images, index, 8, shuffle=False, flip=False))
-        terms = step(new_state(config), objective, x, total=100)   # step 0: the same weights, and the same noise
+        state = new_state(config)   # the same weights, and the same noise
+        terms = step(state, forward_pass(state, objective), x, noise(config.seed, 0, (8, 8), torch.device("cpu")))
         for name in objective.units: assert held_out[f"{name}_val"] == pytest.approx(terms[name].item(), rel=1e-6), name
 
 
@@ -509,10 +511,11 @@ def test_validation_computes_what_training_computes():
 
 def test_a_configuration_that_cannot_work_is_refused_by_name():
     numbers = ("lr", "beta", "clip", "weight_decay", "free_bits", "lpips_weight")
-    counts = ("size", "epochs", "batch_size", "images", "give_up", "warmup")
+    counts = ("size", "epochs", "batch_size", "images", "max_nonfinite_steps", "warmup", "threads")
     wrong = [(name, value) for name in numbers for value in (math.inf, math.nan, "0.1", -1)]
     wrong += [(name, value) for name in counts for value in (1.5, math.inf, "3", -1)]
     wrong += [("val_fraction", 0), ("val_fraction", 1), ("val_fraction", math.nan), ("ema", math.nan), ("seed", 1.5)]
+    wrong += [("seed", 10**15)]
     for name, value in wrong:
         with pytest.raises(ValueError, match=f"^{name}: expected .*, got "): Config(**{name: value})
 
@@ -520,20 +523,20 @@ def test_a_configuration_that_cannot_work_is_refused_by_name():
 def test_free_bits_are_refused_where_a_batch_is_computed_in_parts():
     "The floor is under a mean over the batch: parts have means of their own, and other gradients."
     kl = torch.tensor([[0., 2.], [2., 0.]])
-    whole, parts = charged(kl, 0.8).sum(), sum(charged(row, 0.8).sum() for row in kl.split(1)) / 2
+    whole, parts = apply_free_bits(kl, 0.8).sum(), sum(apply_free_bits(row, 0.8).sum() for row in kl.split(1)) / 2
     assert whole == 2 and parts == 2.8
     with pytest.raises(ValueError, match="free_bits: expected 0 with accumulate > 1"): Config(free_bits=0.5, accumulate=2)
-    class Two(Alone): size = 2
-    state = SimpleNamespace(config=Config(preset="demo"))
-    for objective, team, parts in ((Objective(free_bits=0.5), Two(), 1), (Objective(free_bits=0.5), Alone(), 4)):
-        state.config.accumulate = parts
+    class Two(SingleProcess): world_size = 2
+    images = torch.zeros(40, 3, 32, 32, dtype=torch.uint8)
+    for process, parts in ((Two(), 1), (SingleProcess(), 4)):
+        state = new_state(Config(**dict(TINY, images=0, accumulate=parts)))
         with pytest.raises(ValueError, match="free_bits: expected 0 for a batch in"):
-            fit(state, objective, torch.zeros(40, 3, 8, 8, dtype=torch.uint8), torch.arange(40), team=team)
+            fit(state, Objective(free_bits=0.5), images, torch.arange(40), process=process)
 
 
 def test_a_lost_run_names_the_loss_if_nothing_else_is_wrong():
-    state = SimpleNamespace(lost=torch.tensor(9), step=9, config=Config(give_up=3))
+    state = SimpleNamespace(nonfinite_steps=torch.tensor(9), step=9, config=Config(max_nonfinite_steps=3))
     nan, one = torch.tensor(math.nan), torch.tensor(1.)
     fine = dict(loss=one, kl=one, grad_norm=nan)
     for terms, blamed in ((fine | dict(loss=nan), "the loss"), (fine, "the gradient"), (fine | dict(loss=nan, kl=nan), "kl")):
-        with pytest.raises(FloatingPointError, match=f": {blamed} is not finite"): give_up_if_lost(state, terms)
+        with pytest.raises(FloatingPointError, match=f": {blamed} is not finite"): check_finite(state, terms)

@@ -15,14 +15,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from vae_nb import cli
-from vae_nb.cli import vae_interpolate, vae_sample, vae_train
+from vae_nb.cli import vae_interpolate, vae_reconstruct, vae_sample, vae_train
 from vae_nb.data.scenes import scenes
 from vae_nb.loss.objective import Objective
 from vae_nb.plots import curves
-from vae_nb.train.checkpoint import load_model, load_state, save_model
+from vae_nb.train.checkpoint import load_model, load_state, save_checkpoint, save_model
 from vae_nb.train.config import recipe
 from vae_nb.train.logging import read_metrics
-from vae_nb.train.loop import fit, new_state
+from vae_nb.train.loop import Reporter, fit, new_state
 
 QUICK = ["--preset", "demo", "--size", "32", "--latent", "16", "--images", "120", "--batch-size", "16", "--lpips", "none",
          "--device", "cpu", "--log-every", "1", "--val-fraction", "0.2"]
@@ -46,8 +46,8 @@ def trained(outside, tmp_path_factory):
     "A run on real emoji with every term of the loss and W&B offline, and what the command printed."
     folder = tmp_path_factory.mktemp("runs") / "emoji"
     options = [option for option in QUICK if option not in ("--lpips", "none")]
-    trunk = ["--lpips", "squeeze", "--trunk", outside("squeezenet1_1")]
-    return folder, run("vae-train", outside("emoji"), "--out", folder, *options, *trunk, "--epochs", 2)
+    backbone = ["--lpips", "squeeze", "--backbone", outside("squeezenet1_1")]
+    return folder, run("vae-train", outside("emoji"), "--out", folder, *options, *backbone, "--epochs", 2)
 
 
 def test_a_run_folder_holds_everything_and_says_so(trained):
@@ -145,19 +145,41 @@ def test_a_stopped_run_ends_like_an_undisturbed_one(tmp_path):
     assert rows == sorted(set(rows))
 
 
-@pytest.mark.parametrize("arguments, expected", [
-    ([], "which images"),
-    (["no/such/folder"], "no/such/folder"),
-    (["scenes", "--latent", "8x4"], "latent"),
-    (["scenes", "--size", "33"], "size"),
-    (["scenes", "--preset", "huge"], "preset"),
-    (["scenes", "--trunk", "no-such-file.pth", "--lpips", "alex"], "no-such-file.pth"),
-    (["scenes", "--device", "cuda" if not torch.cuda.is_available() else "mps"], "device"),
+@pytest.mark.parametrize("source, options, expected", [
+    ("", {}, "which images"),
+    ("no/such/folder", {}, "no/such/folder"),
+    ("scenes", dict(latent="8x4"), "--latent: "),
+    ("scenes", dict(batch_size=-1), "--batch-size: expected a whole number above 0, got -1"),
+    ("scenes", dict(size=33), "size"),
+    ("scenes", dict(size=16, lpips="alex", backbone="random"), "--size: LPIPS.alex. sees images of .* pixels or more"),
+    ("scenes", dict(seed=10**15), "--seed: expected a whole number of at most 12 digits"),
+    ("scenes", dict(preset="huge"), "preset"),
+    ("scenes", dict(backbone="no-such-file.pth", lpips="alex"), "no-such-file.pth"),
+    ("scenes", dict(device="cuda" if not torch.cuda.is_available() else "mps"), "device"),
 ])
-def test_bad_input_gets_one_clear_line_and_leaves_nothing_behind(arguments, expected, tmp_path):
-    said = run("vae-train", *arguments, "--images", 40, "--out", tmp_path / "run", ok=False)
-    assert expected in said and "Traceback" not in said and len(said.strip().splitlines()) <= 2
-    assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
+def test_bad_input_gets_one_clear_line_and_leaves_nothing_behind(source, options, expected, tmp_path):
+    options = dict(dict(preset="demo", size=32, wandb="disabled"), **options)
+    with pytest.raises(CliError, match=expected) as said:
+        vae_train(source, out=str(tmp_path / "run"), images=40, **options)
+    assert len(str(said.value).splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_says_one_line_and_knows_its_flags(tmp_path):
+    said = run("vae-train", "scenes", "--latent", "8x4", "--no-flip", "--no-artifacts", "--out", tmp_path / "run", ok=False)
+    assert "--latent: expected" in said and "Traceback" not in said and len(said.strip().splitlines()) <= 2
+
+
+def test_home_is_home(tmp_path, monkeypatch):
+    "A tilde that no shell has replaced."
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VAE_NB_CACHE", str(tmp_path / "cache"))
+    quick = dict(preset="demo", size=32, images=40, epochs=1, batch_size=8, device="cpu", wandb="disabled", threads=1)
+    vae_train("scenes", out="~/run", **quick)
+    assert (tmp_path / "run/model.safetensors").exists() and not (tmp_path / "~").exists()
+    assert load_model("~/run", "cpu").size == 32
+    assert json.loads((tmp_path / "run/config.json").read_text())["config"]["threads"] == 1
 
 
 @pytest.fixture
@@ -167,7 +189,7 @@ def model(tmp_path):
     return tmp_path
 
 
-def test_an_interpolation_has_two_ends_and_a_checkpoint_is_no_model(model):
+def test_an_interpolation_has_two_ends_and_no_picture_is_overwritten(model):
     (model / "two").mkdir()
     for i in range(2): Image.new("RGB", (40, 40), "red").save(model / f"two/{i}.png")
     one, two, out = str(model / "two/0.png"), str(model / "two"), str(model / "i.png")
@@ -175,16 +197,29 @@ def test_an_interpolation_has_two_ends_and_a_checkpoint_is_no_model(model):
         with pytest.raises(CliError, match="A and B must each be one image, got [12] and [12]"):
             vae_interpolate(str(model), a, b, out=out)
     vae_interpolate(str(model), one, one, out=out)
-    save_file({"x": torch.zeros(1)}, model / "checkpoint.safetensors", dict(format="vae_nb checkpoint 2", config="{}"))
-    with pytest.raises(CliError, match="is a checkpoint, .* give the folder of the run"):
-        vae_sample(str(model / "checkpoint.safetensors"))
+    with pytest.raises(CliError, match="is one of the images"): vae_reconstruct(str(model), one, out=one)
+
+
+def test_any_file_of_a_run_is_a_model(tmp_path):
+    "Of a checkpoint the averaged weights are taken; a file of another kind is refused by name."
+    state = new_state(recipe("demo", size=32, latent="16", device="cpu"))
+    with torch.no_grad():
+        for p in state.ema.parameters(): p.add_(1)
+    assert save_checkpoint(state, tmp_path, held_out=0.5)
+    for name in ("model", "best", "checkpoint"):
+        found = load_model(tmp_path / f"{name}.safetensors", "cpu").state_dict()
+        assert all(torch.equal(value, found[key]) for key, value in state.ema.state_dict().items())
+    vae_sample(str(tmp_path / "best.safetensors"), n=2, out=str(tmp_path / "s.png"))
+    save_file({"x": torch.zeros(1)}, tmp_path / "checkpoint.safetensors", dict(format="vae_nb checkpoint 2", config="{}"))
+    with pytest.raises(CliError, match="a checkpoint of format 2, and this version .* reads format 3"):
+        vae_sample(str(tmp_path / "checkpoint.safetensors"))
 
 
 def test_ctrl_c_before_anything_is_one_word_and_a_long_seed_one_line(model, monkeypatch, capsys):
     def interrupted(*args): raise KeyboardInterrupt
     for command in (partial(vae_sample, str(model)), partial(vae_train, "scenes", out=str(model / "run"))):
-        with pytest.raises(CliError, match="--seed: expected a number of at most 12 digits"): command(seed=99999999999999999999)
-    monkeypatch.setattr("vae_nb.train.checkpoint.load_model", interrupted)
+        with pytest.raises(CliError, match="--seed: expected a .*number of at most 1[28] digits"): command(seed=10**20)
+    monkeypatch.setattr("vae_nb.export.load_pretrained", interrupted)
     with pytest.raises(KeyboardInterrupt): vae_sample(str(model))   # in Python it goes on its way
     monkeypatch.setattr(cli, "is_cli", lambda: True)
     with pytest.raises(SystemExit) as end: vae_sample(str(model))
@@ -249,8 +284,10 @@ def test_a_compiled_run_is_the_same_run(monkeypatch):
     rows, ended = {"off": [], "on": []}, {}
     for choice, seen in rows.items():
         config = recipe("demo", size=32, epochs=2, batch_size=16, accumulate=2, compile=choice, device="cpu", precision="fp32")
-        watch = lambda state, terms, seen=seen: seen.append([float(terms[name]) for name in ("loss", "grad_norm", "skipped")])
-        ended[choice] = fit(new_state(config), Objective(config.beta), images, torch.arange(40), [watch])
+        class Watch(Reporter):
+            def step(self, state, terms, seen=seen):
+                seen.append([float(terms[name]) for name in ("loss", "grad_norm", "skipped")])
+        ended[choice] = fit(new_state(config), Objective(config.beta), images, torch.arange(40), reporter=Watch())
     assert len(rows["on"]) == 4
     assert torch.allclose(torch.tensor(rows["on"]), torch.tensor(rows["off"]), rtol=1e-3)   # 2e-4 is seen
     assert list(ended["on"].model.state_dict()) == list(ended["off"].model.state_dict())

@@ -23,6 +23,7 @@ def test_standard_set_is_what_it_was():
         [179, 187, 216, 189, 177, 189, 192, 167, 178, 188, 164, 144],
         [118, 131, 177, 149, 187, 198, 195, 167, 199, 211, 237, 212]])
     assert (coarse.flatten(1) - expected).abs().max() <= 1
+    assert S.SCENES_VERSION == 1  # the name of these pictures: other pictures, another number
 
 
 def test_factors_fill_their_ranges():

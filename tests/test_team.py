@@ -121,7 +121,7 @@ def test_wandb_goes_on_with_the_same_run_and_keeps_checkpoints_and_the_load_of_t
             if record.HasField("request") and record.request.HasField("log_artifact"):
                 artifacts.append({entry.path for entry in record.request.log_artifact.artifact.manifest.contents})
             if record.HasField("history") and file == files[-1]: steps.append(record.history.step.num)
-    assert ids == {(tmp_path / "run/wandb/id").read_text()}
+    assert ids == {json.loads((tmp_path / "run/config.json").read_text())["wandb_id"]}
     assert any("cpu" in key for key in load) and any("memory" in key for key in load), load
     assert {"best.safetensors", "checkpoint.safetensors", "model.safetensors"} in artifacts, artifacts
     assert max(steps) == int(read_header(tmp_path / "run/checkpoint.safetensors")["step"])

@@ -96,6 +96,45 @@ def exercises_are_solved(book):
         if "[asserts]" not in fold: yield f"solution {i}: no cell after it asserts it"
 
 
+def reading_minutes(book):
+    "Words in sight, divided by 200: prose and code that is not folded; neither solutions nor an appendix that folds away."
+    words, folded = 0, False
+    for cell in book["cells"]:
+        if cell["cell_type"] == "markdown":
+            for part in re.split(r"(<details.*?>|</details>)", source(cell)):
+                if part.startswith("<details"): folded = True
+                elif part == "</details>": folded = False
+                elif not folded: words += len(part.split())
+        elif not folded and not re.search(r"^#\| *(code-fold: *true|echo: *false|hide|export)\b", source(cell), re.M):
+            words += len(source(cell).split())
+    return words / 200
+
+
+def reading_time_is_true(book):
+    "A page says how long it takes: within a minute and a half of its words, and never more than 40 minutes."
+    text = "\n".join(source(cell) for cell in book["cells"] if cell["cell_type"] == "markdown")
+    stated = re.search(r"\*\*Reading time\*\*: about (\d+) minutes", text)
+    if not stated: yield "no reading time"; return
+    if abs(int(stated[1]) - reading_minutes(book)) > 1.5: yield f"says {stated[1]} minutes, has {reading_minutes(book):.1f}"
+    if int(stated[1]) > 40: yield "longer than 40 minutes"
+
+
+def checks_are_folded(book):
+    "A cell that checks an equation folds away under a label, and has lines that can be read."
+    for cell in book["cells"]:
+        directives, code = house.without_directives(source(cell))
+        if cell["cell_type"] != "code" or not re.search(r"^# checks:", code, re.M): continue
+        if directives.get("code-fold") != "true" or not directives.get("code-summary"):
+            yield f"{cell['id']}: a check without code-fold and code-summary"
+        yield from (f"{cell['id']}: {len(line)} characters: {line[:60]}" for line in code.splitlines() if len(line) > 88)
+
+
+def symbols(book):
+    "The first column of the table of symbols, one formula each."
+    rows = [row for cell in book["cells"] for row in re.findall(r"^\| *(\$.*?\$) *\|", source(cell), re.M)]
+    return [symbol.strip() for row in rows for symbol in re.split(r",\\ |=", row.strip("$"))]
+
+
 COVERAGE = [equations_are_checked, references_resolve]
 RULES = [*COVERAGE, displayed_equations_are_labelled, exercises_are_solved]
 
@@ -114,6 +153,16 @@ def test_theory_labels_every_displayed_equation(name):
 @pytest.mark.parametrize("name", [name for name in THEORY if "linear_vae" not in name])  # that page is a module, too
 def test_theory_ends_with_exercises(name):
     assert "\n".join(exercises_are_solved(THEORY[name])) == ""
+
+
+@pytest.mark.parametrize("name", [name for name, book in PAGES.items() if "**Reading time**" in json.dumps(book)])
+def test_pages_say_how_long_they_take(name):
+    assert "\n".join([*reading_time_is_true(PAGES[name]), *checks_are_folded(PAGES[name])]) == ""
+
+
+def test_one_symbol_has_one_meaning():
+    found = symbols(PAGES["theory/00_notation.ipynb"])
+    assert len(found) >= 25 and [symbol for symbol, n in Counter(found).items() if n > 1] == []
 
 
 def test_labels_are_unique_and_many():
@@ -172,6 +221,33 @@ def test_rules_pass_a_good_page():
 @pytest.mark.parametrize("name", WRONG)
 def test_rules_catch(name):
     assert found_in(WRONG[name]) != []
+
+
+TIMED = "**Reading time**: about 1 minutes.\n" + "word " * 200
+FOLDED = '#| code-fold: true\n#| code-summary: "Check"\n# checks: eq-a\nassert a == b'
+
+
+@pytest.mark.parametrize("cells, wrong", [
+    ([("markdown", TIMED)], False),
+    ([("markdown", TIMED + "word " * 400)], True),
+    ([("markdown", TIMED + "<details>" + "word " * 400 + "</details>")], False),
+    ([("markdown", TIMED), ("code", "a = 1 # " + "word " * 400)], True),
+    ([("markdown", TIMED), ("code", "#| code-fold: true\na = 1 # " + "word " * 400)], False),
+    ([("markdown", "no time")], True)])
+def test_reading_time_is_counted(cells, wrong):
+    assert bool([*reading_time_is_true(a_book(*cells))]) == wrong
+
+
+@pytest.mark.parametrize("code, wrong", [
+    (FOLDED, False), (FOLDED.replace("#| code-fold: true\n", ""), True), (FOLDED + "  # " + "x" * 88, True),
+    (FOLDED.replace('#| code-summary: "Check"\n', ""), True), ("a = 1", False)])
+def test_unfolded_checks_are_caught(code, wrong):
+    assert bool([*checks_are_folded(a_book(("code", code)))]) == wrong
+
+
+def test_symbols_are_read():
+    table = "| symbol | meaning |\n|---|---|\n| $a,\\ b$ | two |\n| $c=\\log a$ | one |\n| $a$ | again |"
+    assert symbols(a_book(("markdown", table))) == ["a", "b", "c", "\\log a", "a"]
 
 
 # ---- LaTeX

@@ -18,8 +18,11 @@ from PIL import Image
 from torchvision.utils import make_grid
 
 # %% ../nbs/plots.ipynb #d531dae5
-COLORS = dict(data="#228833", prior="#808080", posterior="#4477AA", reconstruction="#EE7733", sample="#AA3377",
-              elbo="#CC3311", log_p="#111111", l1="#EE7733", lpips="#33AACC", kl="#4477AA", loss="#CC3311")
+COLORS = dict(
+    data="#228833", prior="#808080", posterior="#4477AA", true_posterior="#332288",
+    reconstruction="#EE7733", sample="#AA3377", elbo="#CC3311", log_p="#111111",
+    l1="#EE7733", lpips="#33AACC", kl="#4477AA", loss="#CC3311",
+    other="#7A4A1E", another="#C8A02B")  # for what has no colour of its own
 
 # %% ../nbs/plots.ipynb #f5e9f7b5
 def use_style():

@@ -1,0 +1,228 @@
+"""The playground: a page that stands alone, and paints what PyTorch paints."""
+import base64
+import functools
+import io
+import json
+import re
+import shutil
+import threading
+import time
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+NBS = Path(__file__).parents[1] / "nbs"
+PAGE = NBS / "playground"
+MODEL = PAGE / "model"
+SOURCES = [p for p in sorted(PAGE.rglob("*")) if p.suffix in (".js", ".mjs", ".html", ".css")
+           and not {"node_modules", "ort"} & set(p.parts)]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def examples() -> np.ndarray:  # (E,S,S,3) uint8
+    "What PyTorch decoded from the example latents."
+    sheet = np.asarray(Image.open(MODEL / "examples.webp").convert("RGB"))
+    return sheet.reshape(sheet.shape[0], -1, sheet.shape[0], 3).swapaxes(0, 1)
+
+
+def test_the_page_names_no_other_host():
+    "No script, style, font or picture comes from elsewhere; SVG's namespace is a name, not an address."
+    for path in SOURCES:
+        found = re.findall(r"(?:https?:)?//[\w-]+\.[\w.-]+", path.read_text(encoding="utf-8"))
+        assert not [url for url in found if "www.w3.org" not in url], f"{path.name} names {found}"
+
+
+def test_every_file_the_page_refers_to_exists():
+    "src, href, import and new URL(..., import.meta.url); the engine's files, brought in by npm, are named once."
+    missing = []
+    for path in SOURCES:
+        text = path.read_text(encoding="utf-8")
+        names = re.findall(r'(?:src|href)="([^"#:]+)"', text) if path.suffix == ".html" else []
+        names += re.findall(r'from "(\.[^"]+)"', text) + re.findall(r'new URL\("([^"]+)", import\.meta\.url\)', text)
+        for name in names:
+            target = (path.parent / name).resolve()
+            by_npm = any(target.is_relative_to(PAGE / folder) for folder in ("ort", "node_modules"))
+            brought = by_npm or not target.is_relative_to(PAGE)
+            if not target.exists() and not brought: missing.append(f"{path.name}: {name}")
+    assert not missing
+    brought = re.findall(r'"(ort[\w.-]+)"', (PAGE / "bring_engine.mjs").read_text())
+    used = re.findall(r'"(ort-[\w.-]+|ort\.[\w.-]+)"', (PAGE / "worker.js").read_text())
+    assert sorted(brought) == sorted(used)
+
+
+def test_the_engine_is_pinned():
+    wanted = json.loads((PAGE / "package.json").read_text())["dependencies"]["onnxruntime-web"]
+    lock = (PAGE / "package-lock.json").read_text()
+    assert re.fullmatch(r"\d+\.\d+\.\d+", wanted)
+    assert json.loads(lock)["packages"]["node_modules/onnxruntime-web"]["version"] == wanted
+    assert "resolved" not in lock, "the lock file names a registry"
+
+
+def test_the_model_files_belong_together():
+    facts = json.loads((MODEL / "latents.json").read_text())
+    sizes = [path.stat().st_size for path in MODEL.iterdir()]
+    assert sum(sizes) <= 6e6
+    assert {name: (MODEL / f"{name}.onnx").stat().st_size for name in ("encoder", "decoder")} == facts["bytes"]
+    D, E = facts["D"], len(facts["examples"]["factors"])
+    assert D == np.prod(facts["latent"]) == len(facts["kl"])
+    for name, shape in dict(mean=[D], std=[D], factor=[D, D]).items():
+        raw = base64.b64decode(facts[name]["half"])
+        assert facts[name]["shape"] == shape and len(raw) == 2 * np.prod(shape)
+    factor = np.frombuffer(base64.b64decode(facts["factor"]["half"]), "<f2").reshape(D, D).astype(float)
+    std = np.frombuffer(base64.b64decode(facts["std"]["half"]), "<f2").astype(float)
+    np.testing.assert_allclose((factor**2).sum(1) ** 0.5, std, rtol=2e-3)   # two roundings to 11 bits
+    assert examples().shape == (E, facts["size"], facts["size"], 3)
+
+
+def test_onnx_decodes_the_examples_as_pytorch_did():
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    facts = json.loads((MODEL / "latents.json").read_text())
+    z = np.frombuffer(base64.b64decode(facts["examples"]["z"]["half"]), "<f2").astype(np.float32)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(MODEL / "decoder.onnx", options, providers=["CPUExecutionProvider"])
+    x_hat, = session.run(None, {"z": z.reshape(-1, *facts["latent"])})
+    pixels = np.round((x_hat.clip(-1, 1) + 1) * 127.5).transpose(0, 2, 3, 1)
+    assert np.abs(pixels - examples()).max() <= 2
+
+
+# ---- in a browser
+
+class Quiet(SimpleHTTPRequestHandler):
+    extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript", ".wasm": "application/wasm"}
+    def log_message(self, *args): pass
+
+
+@pytest.fixture
+def served():
+    "The plain folder over HTTP; `stop()` ends it."
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(NBS)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.address = f"http://127.0.0.1:{server.server_port}"
+    server.stop = lambda: (server.shutdown(), server.server_close())
+    yield server
+    if server.socket.fileno() >= 0: server.stop()
+
+
+@pytest.fixture
+def browser():
+    if not CHROMIUM: pytest.skip("chromium is not installed")
+    if not (PAGE / "ort" / "sizes.json").exists(): pytest.skip("npm packages are missing: npm ci --prefix nbs/playground")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+def opened(browser, served, **options):
+    "The page, ready; what it complained of; where it fetched from."
+    page = browser.new_page(**{"viewport": dict(width=1280, height=900), **options})
+    page.set_default_timeout(120_000)
+    complaints, hosts = [], set()
+    page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: hosts.add(request.url.split("/")[2] if "//" in request.url else request.url[:5]))
+    page.goto(f"{served.address}/playground/index.html?engine=wasm")
+    page.wait_for_function("window.playground?.painted > 0")
+    return page, complaints, hosts
+
+
+def pixels(page, canvas="picture") -> np.ndarray:  # (S,S,3)
+    "What a canvas shows."
+    url = page.evaluate(f"document.getElementById('{canvas}').toDataURL('image/png')")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGB")).astype(int)
+
+
+def settled(page):
+    "Wait until the picture shows the current z."
+    page.wait_for_function("playground.shown && playground.shown.every((v, i) => v === playground.latent.z[i])")
+
+
+@pytest.mark.slow
+def test_the_playground_in_chromium(browser, served, tmp_path):
+    page, complaints, hosts = opened(browser, served)
+    truth = examples().astype(int)
+    for i in (0, 1, 5):                                      # equal to PyTorch
+        page.locator("#examples button").nth(i).click()
+        settled(page)
+        assert np.abs(pixels(page) - truth[i]).max() <= 2
+    page.wait_for_function("playground.engine.encoder && playground.engine.encoder.then(() => true)")
+    served.stop()                                            # from here on there is no network
+    before = pixels(page)
+    page.locator("#factor-floor_hue").focus()
+    for _ in range(3): page.keyboard.press("PageUp")         # a slider, by keyboard
+    settled(page)
+    assert np.abs(pixels(page) - before).mean() > 2
+    before = pixels(page)
+    page.locator("#directions input").first.evaluate("s => { s.value = +s.value + 3; s.dispatchEvent(new Event('input')); }")
+    settled(page)
+    assert np.abs(pixels(page) - before).max() > 5
+    page.locator("#draw").click()                            # a sample, chosen
+    page.locator("#from-fitted button").first.click()
+    settled(page)
+    page.locator("#set-b").click()                           # a path
+    page.locator("#path").evaluate("s => { s.value = 1; s.dispatchEvent(new Event('input')); }")
+    page.wait_for_function("document.getElementById('path-value').textContent === '1.00'")
+    time.sleep(1)
+    assert np.abs(pixels(page, "picture-t") - pixels(page)).max() <= 2
+    Image.fromarray(truth[2].astype(np.uint8)).resize((300, 200)).save(tmp_path / "own.png")
+    page.set_input_files("#file", tmp_path / "own.png")      # a picture of one's own
+    page.wait_for_function("document.getElementById('own-facts').textContent.includes('nats')")
+    settled(page)
+    page.locator("#kl").focus()                              # a bar, by keyboard
+    page.keyboard.press("ArrowRight")
+    assert "number 2 by KL" in page.locator("#kl-picked").inner_text()
+    rate = page.evaluate("""async () => {
+      const { engine, latent } = playground, start = performance.now();
+      for (let i = 0; i < 40; i++) await engine.decode(latent.z);
+      return 40000 / (performance.now() - start); }""")
+    paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    print(f"\n{rate:.0f} decodes a second; first paint after {paint:.0f} ms, decoder ready after "
+          f"{page.evaluate('playground.ready'):.0f} ms, on {page.evaluate('playground.engine.provider')}")
+    assert hosts == {served.address.split("/")[2]} and not complaints
+    assert rate > 2 and paint < 3000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_fits_its_window(browser, served, width, scheme):
+    page, complaints, _ = opened(browser, served, viewport=dict(width=width, height=900), color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert not complaints
+
+
+@pytest.mark.slow
+def test_the_widgets_in_chromium(browser, served):
+    "ELBO + gap = log p(x), for a q that nobody chose; KL as in the library; a drag moves q."
+    import torch
+
+    from vae_nb.model.distributions import gaussian_kl
+    for name in ("elbo", "two_gaussians"):
+        page = browser.new_page(viewport=dict(width=700, height=700))
+        complaints = []
+        page.on("pageerror", lambda error: complaints.append(str(error)))  # noqa: B023
+        page.goto(f"{served.address}/playground/widgets/{name}.html")
+        text = page.locator(".widget p")
+        before = text.inner_text()
+        box = page.locator("svg circle").bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.mouse.down()
+        page.mouse.move(box["x"] - 80, box["y"] + 40)
+        page.mouse.up()
+        assert text.inner_text() != before and not complaints
+        if name == "elbo":
+            found = page.evaluate("""import('./elbo.js').then(({ terms, logP }) =>
+              [[0.8, 0.55], [-1.3, 0.2], [0.1, 1.7]].map(([m, s]) => ({ ...terms(m, s), logP })))""")
+            for row in found:
+                assert row["elbo"] + row["gap"] == pytest.approx(row["logP"], abs=1e-4)
+                assert row["gap"] > 0
+        else:
+            found = page.evaluate("import('./two_gaussians.js').then(({ kl }) => kl(1.2, 0.5, -0.3, 0.8))")
+            mine = gaussian_kl(torch.tensor(1.2), torch.tensor(0.25).log(), torch.tensor(-0.3), torch.tensor(0.64).log())
+            assert found == pytest.approx(float(mine), abs=1e-5)
+        page.close()
