@@ -187,6 +187,15 @@ def spoil(monkeypatch, steps):
     monkeypatch.setattr(run, "make_objective", make_spoilt)
 
 
+def test_what_other_commands_leave_in_a_run_goes_with_it(tmp_path, peace):
+    "A fitted prior and an evaluation are a run's own files: --overwrite removes them, and does not refuse."
+    shutil.copytree(peace, tmp_path / "run")
+    for name in ("prior.safetensors", "evaluation.json", "card.png"): (tmp_path / "run" / name).write_text("old")
+    run.check_folder(tmp_path / "run", resume=False, overwrite=True)
+    (tmp_path / "run/mine.txt").write_text("not a run's")
+    with pytest.raises(ValueError, match="mine.txt"): run.check_folder(tmp_path / "run", resume=False, overwrite=True)
+
+
 def test_a_step_without_a_finite_loss_is_skipped_and_counted(tmp_path, peace, monkeypatch):
     spoil(monkeypatch, {3, 4})
     train(tmp_path / "run", epochs=2)

@@ -51,7 +51,8 @@ WRITTEN = {"config.json": "", "metrics.jsonl": "", "summary.json": "",
            "model.safetensors": "the averaged weights",
            "best.safetensors": "the averaged weights at the lowest held-out loss",
            "checkpoint.safetensors": "all that --resume needs",
-           "wandb/*": "", ".lock": ""}
+           "prior.safetensors": "a prior that was fitted to it",
+           "evaluation.json": "", "card.png": "", "wandb/*": "", ".lock": ""}
 WRITTEN |= {f".{name}.tmp": "" for name in WRITTEN if "/" not in name}   # half-written: a kill
 
 
@@ -240,7 +241,7 @@ def _check_same(
     run: Path,
 ):
     "A resumed run demands the same images, wherever they are, and the same loss."
-    key = lambda facts: (facts["data"].rpartition("-")[2], facts["images"], len(facts["skipped"]))
+    key = lambda facts: (facts["digest"], facts["images"], len(facts["skipped"]))
     if key(record) != key(facts):   # of all names and bytes; their order depends on them
         raise ValueError(f"--resume: the images have changed since the run began ({record['images']:,} then, "
                          f"{len(store):,} now, or other pixels). Give those it was trained on, {record['source']}, "
@@ -258,7 +259,7 @@ def _run_facts(source, store, train, val, state, objective) -> dict:
     model = state.model
     N = 3 * model.size**2
     return dict(version=__version__, source=source, config=asdict(state.config), vae=model.hparams,
-                parameters=sum(p.numel() for p in model.parameters()), images=len(store), data=store.path.name,
+                parameters=sum(p.numel() for p in model.parameters()), images=len(store), data=store.path.name, digest=store.digest,
                 train=len(train), val=len(val), skipped=[list(pair) for pair in store.skipped], N=N, D=model.D,
                 device=str(state.device), loss=_loss_facts(objective),
                 objective=objective.describe(N, model.D).splitlines())
