@@ -259,7 +259,8 @@ def _run_facts(source, store, train, val, state, objective) -> dict:
     model = state.model
     N = 3 * model.size**2
     return dict(version=__version__, source=source, config=asdict(state.config), vae=model.hparams,
-                parameters=sum(p.numel() for p in model.parameters()), images=len(store), data=store.path.name, digest=store.digest,
+                parameters=sum(p.numel() for p in model.parameters()), images=len(store),
+                data=store.path.name, digest=store.digest,
                 train=len(train), val=len(val), skipped=[list(pair) for pair in store.skipped], N=N, D=model.D,
                 device=str(state.device), loss=_loss_facts(objective),
                 objective=objective.describe(N, model.D).splitlines())
