@@ -20,7 +20,8 @@ FACTS = settings.ini setup.py pyproject.toml
 
 # A folder of yours with ImageNet weights and real images; cells and tests that need one are skipped where it is missing.
 ifdef VAE_NB_FILES
-  export VAE_NB_FILES := $(abspath $(VAE_NB_FILES))
+  override VAE_NB_FILES := $(abspath $(VAE_NB_FILES))
+  export VAE_NB_FILES
 endif
 
 .PHONY: help demo test test-all checks gpu gpu-pack readme clean yours

@@ -274,6 +274,7 @@ def workshop(tmp_path):
     python.write_text(textwrap.dedent("""\
         #!/bin/sh
         echo "$*" >> calls
+        echo "$VAE_NB_FILES" > files
         case "$1 $2" in
           "-m venv") mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
           "-m pip") if [ -e broken ]; then echo "no such package" >&2; exit 1; fi
@@ -321,6 +322,12 @@ def test_make_leaves_an_environment_of_yours_alone(workshop):
     (workshop.folder / ".venv").rename(workshop.folder / "elsewhere")
     done, calls = workshop("demo", "VENV=elsewhere")
     assert done.returncode == 0 and calls == "" and "train scenes" in done.stdout
+
+
+def test_make_hands_on_files_from_outside_by_an_absolute_path(workshop):
+    "Notebooks run in folders of their own, so a relative path would name another folder there."
+    workshop("demo", "PYTHON=./python", "VAE_NB_FILES=../outside")
+    assert (workshop.folder / "files").read_text().strip() == str(workshop.folder.parent / "outside")
 
 
 def test_make_alone_lists_the_targets(workshop):
