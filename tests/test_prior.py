@@ -7,16 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from vae_nb.analysis.flow import VelocityUNet, flow_matching_loss, integrate
 from vae_nb.analysis.prior import (
     KINDS,
     FlowPrior,
     GaussianPrior,
-    VelocityUNet,
     aggregate_moments,
     draw_latents,
     fit_prior,
-    flow_matching_loss,
-    integrate,
     load_prior,
     model_fingerprint,
     nearest_neighbours,

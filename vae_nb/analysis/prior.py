@@ -7,10 +7,8 @@ Docs: https://vae-nb.github.io/vae_nb/analysis/prior.html.md"""
 # %% auto #0
 __all__ = ['KINDS', 'FITS', 'FORMAT', 'as_float', 'encode_dataset', 'draw_latents', 'aggregate_moments',
            'gaussian_kl_to_standard', 'summarize_posterior', 'Prior', 'GaussianPrior', 'MixturePrior', 'fit_mixture',
-           'path_point', 'flow_matching_loss', 'integrate', 'TimeEmbedding', 'zero_linear', 'MLPBlock', 'VelocityMLP',
-           'ConvBlock', 'Attention', 'Level', 'VelocityUNet', 'FlowPrior', 'train_flow', 'fit_standard', 'fit_gaussian',
-           'fit_gmm', 'fit_flow', 'fit_prior', 'check_latents', 'divergence', 'nearest_neighbours', 'model_fingerprint',
-           'load_prior', 'read_prior_header']
+           'FlowPrior', 'train_flow', 'fit_standard', 'fit_gaussian', 'fit_gmm', 'fit_flow', 'fit_prior',
+           'check_latents', 'nearest_neighbours', 'model_fingerprint', 'load_prior', 'read_prior_header']
 
 # %% ../../nbs/analysis/03_prior.ipynb #649d69d4
 import copy
@@ -26,16 +24,16 @@ from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..model.layers import Down, Up, conv, norm
+from ..data.dataset import to_float
+from .flow import VelocityMLP, VelocityUNet, divergence, flow_matching_loss, integrate
 
 # %% ../../nbs/analysis/03_prior.ipynb #a8923bb6
 def as_float(
     images: Tensor,  # (M,3,H,W) uint8 in [0,255], or float in [-1,1]
 ) -> Tensor:         # (M,3,H,W) float32 in [-1,1]
     "Images as a model reads them."
-    return images / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
+    return to_float(images) if images.dtype == torch.uint8 else images.float()
 
 
 @torch.no_grad()
@@ -244,181 +242,6 @@ def fit_mixture(
     weights, means, covariances = (torch.as_tensor(v) for v in found)
     return weights.float(), means.float(), torch.linalg.cholesky(covariances).float()
 
-# %% ../../nbs/analysis/03_prior.ipynb #a8d55dd9
-def path_point(
-    eps: Tensor,  # (B,...) noise, at t = 0
-    z: Tensor,    # (B,...) data, at t = 1
-    t: Tensor,    # (B,) in [0,1]
-) -> tuple:       # x_t and its velocity, (B,...) each
-    "A straight line from noise to data (Liu 2023; Lipman 2023, eq. 22, sigma_min = 0)."
-    s = t.view(-1, *[1] * (z.ndim - 1))
-    return (1 - s) * eps + s * z, z - eps
-
-
-def flow_matching_loss(
-    velocity,                           # function of x (B,...) and t (B,)
-    z: Tensor,                          # (B,...) draws of the target
-    generator: torch.Generator = None,  # on z's device
-) -> Tensor:                            # (B,) mean over dimensions of the squared error
-    "Conditional flow matching: regress the velocity of the lines (Lipman 2023, eq. 9)."
-    eps = torch.randn(z.shape, generator=generator, device=z.device)
-    t = torch.rand(len(z), generator=generator, device=z.device)
-    x, v = path_point(eps, z, t)
-    return (velocity(x, t) - v).square().flatten(1).mean(1)
-
-# %% ../../nbs/analysis/03_prior.ipynb #3ed38392
-def integrate(
-    velocity,         # function of x (B,...) and t (B,)
-    x: Tensor,        # (B,...) at t = 0
-    steps: int = 32,  # two evaluations each
-) -> Tensor:          # (B,...) at t = 1
-    "Solve dx/dt = velocity(x, t) by Heun's method, of second order."
-    times = torch.linspace(0, 1, steps + 1, device=x.device)
-    for now, then in zip(times[:-1], times[1:]):
-        v = velocity(x, now.expand(len(x)))
-        ahead = velocity(x + (then - now) * v, then.expand(len(x)))
-        x = x + (then - now) * (v + ahead) / 2
-    return x
-
-# %% ../../nbs/analysis/03_prior.ipynb #db7e4ce9
-class TimeEmbedding(nn.Module):
-    "Sines and cosines of t, then two layers (Vaswani 2017)."
-    def __init__(self,
-                 width: int):  # of the result, even
-        super().__init__()
-        self.width = width
-        layers = nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self,
-                t: Tensor,   # (B,) in [0,1]
-                ) -> Tensor: # (B,width)
-        rates = torch.linspace(0, math.log(200), self.width // 2, device=t.device).exp()
-        angles = t[:, None] * rates
-        return self.layers(torch.cat([angles.sin(), angles.cos()], 1))
-
-
-def zero_linear(d_in: int, d_out: int) -> nn.Linear:
-    "A linear layer that answers 0 until it is trained."
-    layer = nn.Linear(d_in, d_out)
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-# %% ../../nbs/analysis/03_prior.ipynb #dbf58a8d
-class MLPBlock(nn.Module):
-    "x + W2 silu(W1 (scale norm(x) + shift)), scale and shift from the time."
-    def __init__(self, width: int, time: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation = zero_linear(time, 2 * width)
-        self.inner, self.outer = nn.Linear(width, width), zero_linear(width, width)
-
-    def forward(self, x, time):                               # (B,width), (B,time)
-        scale, shift = self.modulation(time).chunk(2, 1)
-        h = self.norm(x) * (1 + scale) + shift
-        return x + self.outer(F.silu(self.inner(h)))
-
-
-class VelocityMLP(nn.Module):
-    "The velocity of vector latents."
-    def __init__(self,
-                 shape: tuple,       # (D,)
-                 width: int = 240,   # of the hidden layers
-                 blocks: int = 3):
-        super().__init__()
-        D, T = shape[0], 64
-        self.time, self.into = TimeEmbedding(T), nn.Linear(D, width)
-        self.blocks = nn.ModuleList(MLPBlock(width, T) for _ in range(blocks))
-        self.out = nn.Sequential(nn.LayerNorm(width), zero_linear(width, D))
-
-    def forward(self,
-                x: Tensor,   # (B,D)
-                t: Tensor,   # (B,) in [0,1]
-                ) -> Tensor: # (B,D)
-        time, x = self.time(t), self.into(x)
-        for block in self.blocks:
-            x = block(x, time)
-        return self.out(x)
-
-# %% ../../nbs/analysis/03_prior.ipynb #fe5e1b20
-class ConvBlock(nn.Module):
-    "The residual block of the VAE, with scale and shift from the time."
-    def __init__(self, c_in: int, c_out: int, time: int):
-        super().__init__()
-        self.norm1, self.conv1 = norm(c_in), conv(c_in, c_out)
-        self.norm2, self.conv2 = norm(c_out), conv(c_out, c_out, gain=0)
-        self.modulation = zero_linear(time, 2 * c_out)
-        self.skip = nn.Identity() if c_in == c_out else conv(c_in, c_out, kernel=1)
-
-    def forward(self, x, time):                               # (B,c_in,h,w), (B,time)
-        scale, shift = self.modulation(time)[..., None, None].chunk(2, 1)
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.norm2(h) * (1 + scale) + shift
-        return self.skip(x) + self.conv2(F.silu(h))
-
-
-class Attention(nn.Module):
-    "Every position of a small grid looks at every other (Vaswani 2017, one head)."
-    def __init__(self, c: int):
-        super().__init__()
-        self.norm = norm(c)
-        self.qkv, self.out = conv(c, 3 * c, kernel=1), conv(c, c, kernel=1, gain=0)
-
-    def forward(self, x):                                     # (B,c,h,w)
-        qkv = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)   # (B,hw,3c)
-        q, k, v = qkv.unsqueeze(1).chunk(3, 3)                    # (B,1,hw,c)
-        h = F.scaled_dot_product_attention(q, k, v).squeeze(1)
-        return x + self.out(h.transpose(1, 2).reshape(x.shape))
-
-# %% ../../nbs/analysis/03_prior.ipynb #18b98c69
-class Level(nn.Module):
-    "Blocks at one resolution, down and up; inside, the next level at half of it."
-    def __init__(self, widths, blocks, time):
-        super().__init__()
-        c, deeper = widths[0], widths[1:]
-        self.down = nn.ModuleList(ConvBlock(c, c, time) for _ in range(blocks))
-        self.up = nn.ModuleList(ConvBlock(2 * c, c, time) for _ in range(blocks))
-        self.attention = None if deeper else Attention(c)
-        if deeper:
-            self.shrink, self.grow = Down(c, deeper[0]), Up(deeper[0], c)
-            self.inside = Level(deeper, blocks, time)
-
-    def forward(self, x, time):                               # (B,c,h,w), (B,time)
-        kept = []
-        for block in self.down:
-            x = block(x, time)
-            kept.append(x)
-        if self.attention: x = self.attention(x)
-        else: x = x + self.grow(self.inside(self.shrink(x), time))
-        for block in self.up:
-            x = block(torch.cat([x, kept.pop()], 1), time)
-        return x
-
-
-class VelocityUNet(nn.Module):
-    "The velocity of grids of latents: down, across, up again (Ronneberger 2015)."
-    def __init__(self,
-                 shape: tuple,                # (C,h,w)
-                 widths: tuple = (80, 128),   # channels of each level; h, w are halved
-                 blocks: int = 2):            # of a level, on either side
-        super().__init__()
-        (C, h, w), T = shape, 128
-        halvings = sum(h % 2**i == w % 2**i == 0 for i in range(len(widths)))
-        widths = tuple(widths)[:halvings]     # a grid of odd size has one level
-        self.time = TimeEmbedding(T)
-        self.into = conv(C, widths[0])
-        self.position = nn.Parameter(torch.zeros(1, widths[0], h, w))
-        self.levels = Level(widths, blocks, T)
-        self.out = nn.Sequential(norm(widths[0]), nn.SiLU(), conv(widths[0], C, gain=0))
-
-    def forward(self,
-                x: Tensor,   # (B,C,h,w)
-                t: Tensor,   # (B,) in [0,1]
-                ) -> Tensor: # (B,C,h,w)
-        h = self.levels(self.into(x) + self.position, self.time(t))
-        return self.out(h)
-
 # %% ../../nbs/analysis/03_prior.ipynb #d8f7e9c7
 class FlowPrior(Prior):
     "Noise that is carried to the aggregate posterior along a learned velocity."
@@ -583,31 +406,6 @@ def check_latents(mu, logvar):
         raise ValueError("mu and logvar: expected finite numbers, got others")
 
 # %% ../../nbs/analysis/03_prior.ipynb #ea50d28a
-def divergence(
-    velocity,                           # function of x (B,...) and t (B,)
-    x: Tensor,                          # (B,...)
-    t: Tensor,                          # () in [0,1]
-    probes: int = None,                 # None: exact, one backward pass a dimension
-    generator: torch.Generator = None,  # else so many random signs: unbiased
-) -> tuple:                             # the velocity (B,...), its divergence (B,)
-    "Trace of the Jacobian by backpropagation, or estimated (Hutchinson 1989)."
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        v = velocity(x, t.expand(len(x)))
-        D, trace = x[0].numel(), 0.0
-        for i in range(probes or D):
-            if probes is None:
-                e = F.one_hot(torch.tensor(i), D).expand(len(x), D)
-            else:
-                where = generator.device if generator else x.device
-                e = torch.randint(0, 2, (len(x), D), generator=generator, device=where)
-                e = 2 * e - 1
-            e = e.to(x).view(x.shape)
-            row, = torch.autograd.grad(v, x, e, retain_graph=True)
-            trace = trace + (row * e).flatten(1).sum(1)
-    return v.detach(), trace.detach() / (probes or 1)
-
-
 @patch
 def log_prob(
     self: FlowPrior,
