@@ -11,7 +11,7 @@ two rows of each kind in the order of prior.json.
 
 prior.json: how wide the posteriors are, and for every kind the seconds, the bytes, the nats of held-out latents, the distance of
 its pictures to the nearest training image (beside that of held-out images and of reconstructions), and Fréchet distances to the
-training images: always of thumbnails (8x8 pixels, no network, blind to sharpness), and of the last layer of SqueezeNet if
+training images: always of thumbnails (4x4 pixels, no network, blind to sharpness), and of the last layer of SqueezeNet if
 --backbone names its ImageNet weights.
 """
 import argparse
@@ -25,6 +25,7 @@ import torch
 from record import header
 from torch.nn import functional as F
 
+from vae_nb.analysis.metrics import frechet_distance
 from vae_nb.analysis.prior import (
     KINDS,
     as_float,
@@ -61,8 +62,8 @@ def decode(model, z, batch):
 
 
 def thumbnails(x):
-    "(B,3,H,W) in [-1,1] to (B,192): 8x8 pixels."
-    return F.adaptive_avg_pool2d(x, 8).flatten(1)
+    "(B,3,H,W) in [-1,1] to (B,48): 4x4 pixels."
+    return F.adaptive_avg_pool2d(x, 4).flatten(1)
 
 
 def squeezenet(path, device):
@@ -75,23 +76,19 @@ def squeezenet(path, device):
 
 
 @torch.no_grad()
-def moments(images, features, device, batch, flip=False):
-    "Mean and covariance of the features of images (and of their mirror images), float64."
-    f = []
+def features_of(images, network, device, batch, flip=False):
+    "(M,F) features of images, and of their mirror images, on the CPU."
+    parts = []
     for part in images.split(batch):
         x = as_float(part.to(device))
-        f += [features(x), *([features(x.flip(-1))] if flip else [])]
-    f = torch.cat(f).double().cpu()
-    return f.mean(0), torch.cov(f.T)
+        parts += [network(x), *([network(x.flip(-1))] if flip else [])]
+    return torch.cat(parts).cpu()
 
 
-def frechet(a, b):
-    "Fréchet distance of two Gaussians, given as (mean, covariance) (Heusel 2017, eq. 6)."
-    (m, S), (n, T) = a, b
-    values, vectors = torch.linalg.eigh(S)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ T @ root).clamp(min=0).sqrt().sum()
-    return ((m - n).square().sum() + S.trace() + T.trace() - 2 * cross).item()
+def distance(pictures, network, truth, given):
+    "Fréchet distance of pictures to features of the training images; None of too few pictures, as in a rehearsal."
+    found = features_of(pictures, network, given.device, given.batch)
+    return round(frechet_distance(found, truth), 4) if len(found) > found.shape[1] else None
 
 
 def nats(prior, mu, logvar, n=256):
@@ -130,7 +127,7 @@ def measured(prior, model, train_images, latents_val, known, given):
     found = dict(nats_per_dimension=nats(prior, *latents_val, n=given.likelihoods), sampling_seconds=round(seconds, 2),
                  nearest_training_image=distances(pictures[:64], train_images, given.batch))
     for name, (features, truth) in known.items():
-        found[f"frechet_{name}"] = round(frechet(moments(pictures, features, given.device, given.batch), truth), 4)
+        found[f"frechet_{name}"] = distance(pictures, features, truth, given)
     return pictures[:64], found
 
 
@@ -187,7 +184,8 @@ def main():
     train_images = images[train].to(given.device)   # 15,000 at 128x128: 0.7 GB
     features = dict(thumbnails=thumbnails)
     if given.backbone: features["squeezenet"] = squeezenet(given.backbone, given.device)
-    known = {name: (f, moments(train_images, f, given.device, given.batch, not given.no_flip)) for name, f in features.items()}
+    known = {name: (f, features_of(train_images, f, given.device, given.batch, not given.no_flip))
+             for name, f in features.items()}
     record = header(given.device, source=given.source, images=len(train), flip=not given.no_flip, latent=list(model.latent_shape),
                     fingerprint=model_fingerprint(model), samples=given.samples, rehearsal=given.rehearse,
                     aggregate_posterior=summary, kinds={})
@@ -196,7 +194,7 @@ def main():
     held_out = images[val]
     record["reference"] = {
         name: dict(nearest_training_image=distances(x[:64].to(given.device), train_images, given.batch),
-                   **{f"frechet_{k}": round(frechet(moments(x, f, given.device, given.batch), truth), 4)
+                   **{f"frechet_{k}": distance(x, f, truth, given)
                       for k, (f, truth) in known.items()})
         for name, x in (("held-out images", held_out), ("reconstructions of training images", rebuilt))}
 
