@@ -66,7 +66,9 @@ class FactorRegressor(nn.Module):
             conv = nn.Conv2d(c, width, kernel, stride, kernel // 2, bias=False)
             layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
             c = width
-        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * c, self.FEATURES), nn.ReLU())
+        self.body = nn.Sequential(
+            *layers, nn.Flatten(), nn.Linear(16 * c, self.FEATURES), nn.ReLU()
+        )
         self.head = nn.Linear(self.FEATURES, OUTPUTS)
 
     def features(self,
@@ -108,7 +110,8 @@ def regressor_loss(
     "Squared errors of sines, cosines and numbers, and the cross-entropy of the shape."
     circle, shape, numbers = factor_targets(factors)
     hues, logits, others = outputs.split([2 * len(HUES), len(SHAPES), len(NUMBERS)], 1)
-    return F.mse_loss(hues, circle) + F.mse_loss(others, numbers) + 0.3 * F.cross_entropy(logits, shape)
+    squared = F.mse_loss(hues, circle) + F.mse_loss(others, numbers)
+    return squared + 0.3 * F.cross_entropy(logits, shape)
 
 
 WEIGHTS = files("vae_nb") / "weights"  # what the package brings along
@@ -120,7 +123,9 @@ def save_factor_regressor(
     facts: dict,  # what was measured, with the keys max_error and min_confidence
 ):
     "Write the weights with 16 bits, and what was measured of them."
-    tensors = {k: v.detach().half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    tensors = {
+        k: v.detach().half() if v.is_floating_point() else v for k, v in model.state_dict().items()
+    }
     save_file({k: v.contiguous() for k, v in tensors.items()}, path, dict(facts=json.dumps(facts)))
     Path(path).chmod(0o644)  # safetensors would keep it from everybody else
 
@@ -131,10 +136,12 @@ def load_factor_regressor(
 ) -> FactorRegressor:   # in evaluation mode, on the CPU; its `facts` say what was measured
     "The trained network."
     path = Path(path or WEIGHTS / "factor_regressor.safetensors")
-    if not path.is_file(): raise ValueError(f"{path}: no such file; benchmarks/regressor.py writes it")
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; benchmarks/regressor.py writes it")
     model = FactorRegressor()
     model.load_state_dict(load_file(path))
-    with safe_open(path, "pt") as file: model.facts = json.loads(file.metadata()["facts"])
+    with safe_open(path, "pt") as file:
+        model.facts = json.loads(file.metadata()["facts"])
     return model.eval().requires_grad_(False)
 
 
@@ -142,7 +149,7 @@ def load_factor_regressor(
 def read_factors(
     x: Tensor,                     # (M,3,S,S) in [-1,1]
     model: FactorRegressor = None, # None: the one that the package brings along
-) -> tuple:                        # (M,8) factors within their ranges; (M,) probability of the shape
+) -> tuple:                        # (M,8) factors; (M,) probability of the shape
     "What a network reads off pictures."
     model = model or load_factor_regressor()
     return factors_of(torch.cat([model(part) for part in x.detach().cpu().float().split(250)]))
@@ -183,11 +190,13 @@ BLOCK, WORST = 8, 0.1  # side of a block of pixels; share of blocks that counts
 def scene_error(
     x: Tensor,        # (M,3,S,S) in [-1,1]
     factors: Tensor,  # (M,8) what was read off them
-) -> Tensor:          # (M,) L1 between the picture and the scene that was read, mean over the worst blocks
+) -> Tensor:          # (M,) L1 to the scene that was read, mean over the worst blocks
     "How far a picture is from the scene that it seems to show."
     side = FactorRegressor.SIDE
     painted = torch.cat([render(part, side) for part in factors.split(250)]) / 127.5 - 1
-    off = F.avg_pool2d((at_side(x.detach().cpu().float(), side) - painted).abs().mean(1, keepdim=True), BLOCK)
+    off = F.avg_pool2d(
+        (at_side(x.detach().cpu().float(), side) - painted).abs().mean(1, keepdim=True), BLOCK
+    )
     blocks = off.flatten(1)
     return blocks.topk(max(1, int(WORST * blocks.shape[1])), dim=1).values.mean(1)
 
@@ -196,7 +205,7 @@ def valid_scenes(
     x: Tensor,                      # (M,3,S,S) in [-1,1]
     model: FactorRegressor = None,  # None: the one that the package brings along
 ) -> Tensor:                        # (M,) bool
-    "Which pictures are scenes: the shape is sure, and the scene that was read looks like the picture."
+    "Which pictures are scenes: the shape is sure, and the scene that was read looks like it."
     model = model or load_factor_regressor()
     factors, confidence = read_factors(x, model)
     near = scene_error(x, factors) <= model.facts["max_error"]

@@ -34,7 +34,9 @@ def reconstruct(
 ) -> Tensor:               # (M,3,H,W) in [-1,1], on the CPU
     "Encode to the mode of the posterior, decode."
     device = next(model.parameters()).device
-    return torch.cat([model.decode(model.encode(part.to(device)).mode()).cpu() for part in x.split(batch_size)])
+    return torch.cat(
+        [model.decode(model.encode(part.to(device)).mode()).cpu() for part in x.split(batch_size)]
+    )
 
 
 def reconstruction_grid(
@@ -45,7 +47,7 @@ def reconstruction_grid(
     "Originals above reconstructions."
     x_hat = reconstruct(model, x)
     pairs = [row for both in zip(x.cpu().split(columns), x_hat.split(columns)) for row in both]
-    if len(pairs) > 2 and len(pairs[-1]) < columns:   # fill the last two rows, so that columns stay aligned
+    if len(pairs) > 2 and len(pairs[-1]) < columns:  # fill up, so that columns stay aligned
         blank = torch.ones(columns - len(pairs[-1]), *x.shape[1:])
         pairs[-2:] = [torch.cat([row, blank]) for row in pairs[-2:]]
     return grid(torch.cat(pairs), columns=min(columns, len(x)))
@@ -54,19 +56,22 @@ def reconstruction_grid(
 def draw_codes(
     model: VAE,
     n: int,                   # how many
-    prior=None,               # has sample(n, generator, temperature) -> (n,*latent_shape); None: N(0, I)
+    prior=None,               # has sample(n, generator, temperature); None: N(0, I)
     temperature: float = 1.0, # scale of the noise: below 1 nearer to the middle of the prior
     seed: int = 0,            # the same seed gives the same codes
 ) -> Tensor:                  # (n,*latent_shape) on the CPU
     "Draws from a prior."
     if n < 1: raise ValueError(f"n: expected at least one image, got {n}")
-    if not temperature >= 0: raise ValueError(f"temperature: expected a number >= 0, got {temperature}")
+    if not temperature >= 0:
+        raise ValueError(f"temperature: expected a number >= 0, got {temperature}")
     g = torch.Generator().manual_seed(seed)
     if prior is None: return temperature * torch.randn(n, *model.latent_shape, generator=g)
     z = prior.sample(n, generator=g, temperature=temperature).detach().cpu()
     if z.shape[1:] != torch.Size(model.latent_shape):
-        raise ValueError(f"prior: it is of another model; expected latents {tuple(model.latent_shape)}, "
-                         f"got {tuple(z.shape[1:])}")
+        raise ValueError(
+            f"prior: it is of another model; expected latents {tuple(model.latent_shape)}, "
+            f"got {tuple(z.shape[1:])}"
+        )
     return z
 
 
@@ -99,7 +104,9 @@ def sample_grid(
     temperature: float = 1.0, # scale of the noise
 ) -> Image.Image:
     "Decoded draws from the prior."
-    return grid(decode_all(model, draw_codes(model, n, prior, temperature, seed)), columns=min(columns, n))
+    return grid(
+        decode_all(model, draw_codes(model, n, prior, temperature, seed)), columns=min(columns, n)
+    )
 
 # %% ../../nbs/analysis/02_generate.ipynb #d37aac18
 @torch.no_grad()
@@ -151,11 +158,14 @@ def save_gif(
     zoom: int = 1,   # pixels of the file for one of the frames
 ):
     "Write an animation, there and back."
-    if Path(path).suffix.lower() != ".gif": raise ValueError(f"{path}: give a name that ends in .gif")
+    if Path(path).suffix.lower() != ".gif":
+        raise ValueError(f"{path}: give a name that ends in .gif")
     pictures = [grid(frame[None], columns=1, pad=0) for frame in frames]
     pictures = [p.resize((zoom * p.width, zoom * p.height), 0) for p in pictures]
     there_and_back = pictures + pictures[-2:0:-1]
-    there_and_back[0].save(path, save_all=True, append_images=there_and_back[1:], duration=ms, loop=0)
+    there_and_back[0].save(
+        path, save_all=True, append_images=there_and_back[1:], duration=ms, loop=0
+    )
 
 # %% ../../nbs/analysis/02_generate.ipynb #798ddb42
 @torch.no_grad()
@@ -181,7 +191,8 @@ def traversal(
     if not dims or not 0 <= min(dims) <= max(dims) < model.D:
         raise ValueError(f"dims: expected indices from 0 to {model.D - 1}, got {list(dims)}")
     codes = z.flatten().repeat(len(dims), steps, 1)
-    for row, d in zip(codes, dims): row[:, d] = torch.linspace(-span, span, steps)
+    for row, d in zip(codes, dims):
+        row[:, d] = torch.linspace(-span, span, steps)
     return grid(decode_all(model, codes.view(-1, *z.shape)), columns=steps)
 
 # %% ../../nbs/analysis/02_generate.ipynb #f69a3fad
@@ -199,7 +210,9 @@ class FactorDirections:
                  z: Tensor,        # (M,*latent_shape) codes
                  factors: Tensor): # (M,8) of their scenes
         if len(z) < 100: raise ValueError(f"directions: expected at least 100 scenes, got {len(z)}")
-        self.A = torch.linalg.lstsq(design(factors).double(), z.flatten(1).double()).solution.float()
+        self.A = torch.linalg.lstsq(
+            design(factors).double(), z.flatten(1).double()
+        ).solution.float()
 
     def move(self,
              z: Tensor,       # (M,*latent_shape)
@@ -216,7 +229,8 @@ def with_factor(
     value: float,     # in its unit
 ) -> Tensor:          # (M,8)
     "The same scenes with one factor set."
-    if name not in FACTORS: raise ValueError(f"factor: expected one of {', '.join(FACTORS)}, got {name!r}")
+    if name not in FACTORS:
+        raise ValueError(f"factor: expected one of {', '.join(FACTORS)}, got {name!r}")
     factors = factors.clone()
     factors[:, COLUMNS[name]] = value
     return factors
@@ -242,7 +256,7 @@ def factor_rows(
 def factor_change(
     read: Tensor,   # (M,8)
     start: Tensor,  # (M,8)
-) -> dict:          # name -> mean change, as a share of the range (hues: of half a circle; shape: share that changed)
+) -> dict:          # name -> mean change, a share of the range (shape: share that changed)
     "How far each factor has moved."
     found = {}
     for name, i in COLUMNS.items():
@@ -256,15 +270,19 @@ def factor_change(
 def check_slider(
     model: VAE,
     directions: FactorDirections,
-    z: Tensor,        # (M,*latent_shape) codes of scenes
+    z: Tensor,  # (M,*latent_shape) codes of scenes
     factors: Tensor,  # (M,8) what they show
-    name: str,        # the factor to move
-    steps: int = 5,   # values across the middle 80 % of its range; for hues, turns from 0 to 120 degrees
-) -> tuple:           # (steps,) asked for; (steps,) read, mean over scenes; name -> mean change of the others
+    name: str,  # the factor to move
+    steps: int = 5,  # values across the middle 80 % of its range; of hues, 0 to 120 degrees
+) -> tuple:  # (steps,) asked for, (steps,) read (mean over scenes), change of each other factor
     "Does a direction move what it should, and nothing else? The factor regressor says."
     low, high, _ = FACTORS[name]
     hue, i = name in HUES, COLUMNS[name]
-    asked = torch.linspace(0, 120, steps) if hue else torch.linspace(.9 * low + .1 * high, .1 * low + .9 * high, steps)
+    asked = (
+        torch.linspace(0, 120, steps)
+        if hue
+        else torch.linspace(0.9 * low + 0.1 * high, 0.1 * low + 0.9 * high, steps)
+    )
     start, means, drift = read_factors(decode_all(model, z))[0], [], []
     for value in asked.tolist():
         wanted = with_factor(factors, name, value)
@@ -291,7 +309,8 @@ def flatten_to_plane(
     if kind != "umap": raise ValueError(f"map: expected pca or umap, got {kind!r}")
     try:
         from umap import UMAP
-    except ImportError: raise ImportError("a map by UMAP needs umap-learn: pip install umap-learn") from None
+    except ImportError:
+        raise ImportError("a map by UMAP needs umap-learn: pip install umap-learn") from None
     return UMAP(random_state=seed).fit_transform(z.numpy())
 
 
@@ -327,7 +346,9 @@ def save_latents(
     if Path(path).suffix != ".npz": raise ValueError(f"{path}: give a name that ends in .npz")
     device = next(model.parameters()).device
     q = [model.encode(part.to(device) / 127.5 - 1) for part in images.split(64)]
-    mu, logvar = (torch.cat([getattr(p, name).cpu() for p in q]).numpy() for name in ("mu", "logvar"))
+    mu, logvar = (
+        torch.cat([getattr(p, name).cpu() for p in q]).numpy() for name in ("mu", "logvar")
+    )
     np.savez_compressed(path, mu=mu, logvar=logvar, names=np.array(names))
 
 
@@ -336,4 +357,5 @@ def open_picture(
     size: int,   # side in pixels: the short side is resized to it, the rest cropped
 ) -> Tensor:     # (1,3,size,size) in [-1,1]
     "One picture, ready for a model."
-    with open_image(path) as image: return torch.from_numpy(decode(image, size).copy())[None] / 127.5 - 1
+    with open_image(path) as image:
+        return torch.from_numpy(decode(image, size).copy())[None] / 127.5 - 1

@@ -37,7 +37,9 @@ def bootstrap(
 ) -> tuple:              # mean, lower end, upper end
     "The mean, and an interval for it (Efron 1979, percentile method)."
     values = values.double()
-    rows = torch.randint(len(values), (draws, len(values)), generator=torch.Generator().manual_seed(seed))
+    rows = torch.randint(
+        len(values), (draws, len(values)), generator=torch.Generator().manual_seed(seed)
+    )
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     low, high = values[rows].mean(1).quantile(ends).tolist()
     return values.mean().item(), low, high
@@ -50,7 +52,8 @@ def ssim(
     "Structural similarity (Wang et al. 2004), by torchmetrics."
     try:
         from torchmetrics.functional.image import structural_similarity_index_measure as measure
-    except ImportError: raise ImportError('SSIM needs torchmetrics: pip install torchmetrics') from None
+    except ImportError:
+        raise ImportError('SSIM needs torchmetrics: pip install torchmetrics') from None
     return measure(x_hat, x, data_range=2.0, reduction="none").reshape(-1)
 
 
@@ -95,7 +98,9 @@ def reconstruction_metrics(
     measures = dict(l1=l1, psnr=psnr, ssim=ssim) | ({"lpips": lpips} if lpips else {})
     parts = list(zip(x.split(50), x_hat.split(50)))
     with torch.no_grad():
-        return {name: bootstrap(torch.cat([f(a, b) for a, b in parts])) for name, f in measures.items()}
+        return {
+            name: bootstrap(torch.cat([f(a, b) for a, b in parts])) for name, f in measures.items()
+        }
 
 
 def trained_lpips(net: str = "squeeze") -> LPIPS:
@@ -110,7 +115,7 @@ def bounds(
     x: Tensor,             # (B,3,S,S) in [-1,1], bytes scaled
     log_likelihood,        # (x, x_hat) -> (B,...) nats per value
     k: int = 50,           # importance samples
-    levels: int = 255,     # steps of the bytes between -1 and 1; 0: the images are continuous, no noise, no bits
+    levels: int = 255,     # steps between -1 and 1; 0: continuous images, no noise, no bits
     seed: int = 0,
 ) -> dict:                 # elbo, iwae: nats per image (B,); bits: per value, from the iwae
     "Lower bounds on log p(x) of a decoder with a normalised likelihood (Burda et al. 2016)."
@@ -129,7 +134,7 @@ def bounds(
     return found | ({"bits": bits_per_dim(bound, x[0].numel(), levels)} if levels else {})
 
 # %% ../../nbs/analysis/01_metrics.ipynb #61a0082a
-ACTIVE = 0.01  # variance of the posterior mean over images, above which a dimension counts (Burda et al. 2016)
+ACTIVE = 0.01  # variance of the posterior means, above which a dimension is active (Burda 2016)
 
 
 def total_correlation(
@@ -141,19 +146,26 @@ def total_correlation(
 
 
 def latent_statistics(
-    mu: Tensor,      # (M,D) or (M,C,h,w) posterior means
+    mu: Tensor,  # (M,D) or (M,C,h,w) posterior means
     logvar: Tensor,  # same shape
-) -> dict:           # kl (a list, nats a dimension), active, moments of the aggregate posterior, total correlation
+) -> dict:  # kl (nats a dimension), active, moments of the aggregate posterior, total correlation
     "Which dimensions carry something, and how far the aggregate posterior is from N(0, I)."
     mu, variance = mu.flatten(1).double(), logvar.flatten(1).double().exp()
     M, D = mu.shape
     kl = 0.5 * (mu.square() + variance - 1 - variance.log()).mean(0)
     of_means, width = mu.var(0), variance.mean(0)
     spread = of_means + width
-    found = dict(kl=kl.tolist(), D=D, active=int((of_means > ACTIVE).sum()), width=width.sqrt().mean().item(),
-                 mean_squared_mean=mu.mean(0).square().mean().item(), variance_of_aggregate=spread.mean().item(),
-                 total_correlation=None)
-    if M >= 2 * D: found["total_correlation"] = total_correlation(torch.cov(mu.T).view(D, D) + width.diag())
+    found = dict(
+        kl=kl.tolist(),
+        D=D,
+        active=int((of_means > ACTIVE).sum()),
+        width=width.sqrt().mean().item(),
+        mean_squared_mean=mu.mean(0).square().mean().item(),
+        variance_of_aggregate=spread.mean().item(),
+        total_correlation=None,
+    )
+    if M >= 2 * D:
+        found["total_correlation"] = total_correlation(torch.cov(mu.T).view(D, D) + width.diag())
     return found
 
 # %% ../../nbs/analysis/01_metrics.ipynb #cad0b298
@@ -164,7 +176,9 @@ def frechet_distance(
     "Fréchet distance of two Gaussians fitted to features (Heusel et al. 2017)."
     fewest = min(len(a), len(b))
     if fewest <= a.shape[1]:
-        raise ValueError(f"Fréchet distance: expected more than {a.shape[1]} images (one a feature), got {fewest}")
+        raise ValueError(
+            f"Fréchet distance: expected more than {a.shape[1]} images (as features), got {fewest}"
+        )
     a, b = a.double(), b.double()
     m, n = a.mean(0) - b.mean(0), a.shape[1]
     C1, C2 = torch.cov(a.T).view(n, n), torch.cov(b.T).view(n, n)
@@ -180,7 +194,7 @@ def coverage(
     k: int = 3,       # a ball reaches from a centre to its k-th neighbour among the centres
 ) -> float:           # share of points within any ball
     "How much of a set lies on the manifold of another (Kynkäänniemi et al. 2019, eq. 1)."
-    radius = torch.cdist(centres, centres).kthvalue(k + 1).values    # the first is the centre itself
+    radius = torch.cdist(centres, centres).kthvalue(k + 1).values  # the first: itself
     return (torch.cdist(points, centres) <= radius).any(1).float().mean().item()
 
 
@@ -191,7 +205,8 @@ def precision_recall(
 ) -> tuple:           # precision, recall, both in [0,1]
     "Are samples like images, and are all images like some sample? (Kynkäänniemi et al. 2019)"
     if min(len(real), len(samples)) <= k:
-        raise ValueError(f"precision and recall: expected more than {k} images, got {min(len(real), len(samples))}")
+        fewest = min(len(real), len(samples))
+        raise ValueError(f"precision and recall: expected more than {k} images, got {fewest}")
     return coverage(samples, real, k), coverage(real, samples, k)
 
 # %% ../../nbs/analysis/01_metrics.ipynb #ed8dd696
@@ -199,17 +214,21 @@ def feature_network(
     name: str,                 # factors, squeeze or inception
 ) -> tuple:                    # function (B,3,S,S) in [-1,1] -> (B,F); name of the distance
     "A network whose features are compared, and what its Fréchet distance is called."
-    if name == "factors": return load_factor_regressor().features, "Fréchet distance (factor regressor, 96 features)"
+    if name == "factors":
+        return load_factor_regressor().features, "Fréchet distance (factor regressor, 96 features)"
     if name == "squeeze":
         lpips = LPIPS("squeeze", "imagenet")
-        return lambda x: lpips.activations(x)[-1].mean((2, 3)), "Fréchet distance (SqueezeNet, 512 features)"
-    if name != "inception": raise ValueError(f"network: expected factors, squeeze or inception, got {name!r}")
+        last = lambda x: lpips.activations(x)[-1].mean((2, 3))
+        return last, "Fréchet distance (SqueezeNet, 512 features)"
+    if name != "inception":
+        raise ValueError(f"network: expected factors, squeeze or inception, got {name!r}")
     try:
         from torchmetrics.image.fid import NoTrainInceptionV3
         net = NoTrainInceptionV3("inception-v3-compat", ["2048"])
-    except Exception as error:   # no torchmetrics, no torch-fidelity, or no network to fetch the weights
+    except Exception as error:  # no torchmetrics or torch-fidelity, or no network for the weights
         raise OSError(f"inception: {error}") from error
-    return lambda x: net((x * 127.5 + 127.5).round().byte()).flatten(1), "FID (Inception, 2,048 features)"
+    pooled = lambda x: net((x * 127.5 + 127.5).round().byte()).flatten(1)
+    return pooled, "FID (Inception, 2,048 features)"
 
 
 @torch.no_grad()
@@ -230,15 +249,21 @@ def compare_sets(
     f, name = feature_network(network)
     a, b = features_of(real, f), features_of(samples, f)
     precision, recall = precision_recall(a, b)
-    return dict(network=network, name=name, frechet=frechet_distance(a, b), precision=precision, recall=recall,
-                images=[len(a), len(b)])
+    return dict(
+        network=network,
+        name=name,
+        frechet=frechet_distance(a, b),
+        precision=precision,
+        recall=recall,
+        images=[len(a), len(b)],
+    )
 
 # %% ../../nbs/analysis/01_metrics.ipynb #3cef021d
 @torch.no_grad()
 def sample_images(
     model: VAE,
     n: int,                   # how many
-    prior=None,               # has sample(n, generator, temperature) -> (n,*latent_shape); None: N(0, I)
+    prior=None,               # has sample(n, generator, temperature); None: N(0, I)
     temperature: float = 1.0, # scale of the noise
     seed: int = 0,
 ) -> Tensor:                  # (n,3,S,S) in [-1,1], on the CPU
@@ -246,7 +271,7 @@ def sample_images(
     return decode_all(model, draw_codes(model, n, prior, temperature, seed))
 
 
-def of_reconstructions(x, x_hat, lpips) -> dict:  # name of the pictures -> name of the measure -> mean, low, high
+def of_reconstructions(x, x_hat, lpips) -> dict:  # pictures -> measure -> mean, low, high
     "Reconstructions beside the mean image, and the originals blurred until they are as far off."
     blur, mean = blur_of_equal_l1(x, l1(x, x_hat).mean()), x.mean(0, keepdim=True).expand_as(x)
     pictures = {"model": x_hat, "mean image": mean, "blurred, equal L1": blur}
@@ -254,11 +279,15 @@ def of_reconstructions(x, x_hat, lpips) -> dict:  # name of the pictures -> name
 
 
 def of_factors(x, x_hat, samples, truth) -> dict:
-    "What is left of the eight factors, and how many of the first 200 samples are scenes; for pictures of scenes alone."
-    return dict(originals=factor_errors(read_factors(x)[0], truth),
-                reconstructions=factor_errors(read_factors(x_hat)[0], truth),
-                valid={name: valid_scenes(pictures[:200]).float().mean().item() for name, pictures in
-                       dict(originals=x, reconstructions=x_hat, samples=samples).items()})
+    "What is left of the eight factors of scenes, and how many of 200 samples are valid scenes."
+    return dict(
+        originals=factor_errors(read_factors(x)[0], truth),
+        reconstructions=factor_errors(read_factors(x_hat)[0], truth),
+        valid={
+            name: valid_scenes(pictures[:200]).float().mean().item()
+            for name, pictures in dict(originals=x, reconstructions=x_hat, samples=samples).items()
+        },
+    )
 
 
 def evaluate(
@@ -267,13 +296,14 @@ def evaluate(
     factors: Tensor = None, # (M,8) what they show, if they are scenes
     prior=None,             # has sample(n, generator, temperature); None: N(0, I)
     lpips: LPIPS = None,    # a trained one; None: leave it out
-    scale: float = None,    # b of a Laplace likelihood, for a model trained without LPIPS: adds bounds
+    scale: float = None,    # b of a Laplace likelihood, of a model without LPIPS: adds bounds
     k: int = 20,            # importance samples of the bound
     seed: int = 0,
 ) -> dict:                  # ready for JSON
     "What a model has learned, in numbers (the card draws them)."
     if len(x) < 20: raise ValueError(f"evaluate: expected at least 20 images, got {len(x)}")
-    with torch.no_grad(): q = [model.encode(part.to(next(model.parameters()).device)) for part in x.split(50)]
+    with torch.no_grad():
+        q = [model.encode(part.to(next(model.parameters()).device)) for part in x.split(50)]
     mu, logvar = (torch.cat([getattr(p, name).cpu() for p in q]) for name in ("mu", "logvar"))
     x_hat, samples = reconstruct(model, x), sample_images(model, len(x), prior, seed=seed)
     latents = latent_statistics(mu, logvar)
@@ -284,22 +314,34 @@ def evaluate(
     found["samples"] = as_far_as_possible(x, x_hat, samples, network)
     if factors is not None: found["factors"] = of_factors(x, x_hat, samples, factors)
     if scale:
-        bound = bounds(model.cpu(), x[:50], partial(laplace_log_likelihood, scale=scale), k, seed=seed)
-        found["bounds"] = dict({name: value.mean().item() for name, value in bound.items()}, k=k, scale=scale,
-                               images=min(50, len(x)))
+        bound = bounds(
+            model.cpu(), x[:50], partial(laplace_log_likelihood, scale=scale), k, seed=seed
+        )
+        found["bounds"] = dict(
+            {name: value.mean().item() for name, value in bound.items()},
+            k=k,
+            scale=scale,
+            images=min(50, len(x)),
+        )
     return found
 
 
 def as_far_as_possible(x, x_hat, samples, network) -> dict:
     "Sets compared, or the reason why they are not."
     if network is None: return dict(missing="no network for these images is at hand")
-    try: return compare_sets(x, samples, network) | dict(of_reconstructions=compare_sets(x, x_hat, network)["frechet"])
-    except ValueError as error: return dict(missing=str(error))
+    try:
+        return compare_sets(x, samples, network) | dict(
+            of_reconstructions=compare_sets(x, x_hat, network)["frechet"]
+        )
+    except ValueError as error:
+        return dict(missing=str(error))
 
 # %% ../../nbs/analysis/01_metrics.ipynb #66fa520d
 def interval(row, digits=3) -> str:
     "A mean and its interval, as a table shows it."
-    return "–" if row is None else f"{row[0]:.{digits}f}  [{row[1]:.{digits}f}, {row[2]:.{digits}f}]"
+    return (
+        "–" if row is None else f"{row[0]:.{digits}f}  [{row[1]:.{digits}f}, {row[2]:.{digits}f}]"
+    )
 
 
 BASELINES = ("blurred, equal L1", "mean image")
@@ -311,8 +353,13 @@ def table_lines(result: dict) -> list:  # of rows: name, model, equal-L1 blur, m
     for key, name in named.items():
         digits = 2 if key == "psnr" else 3
         of = result["reconstruction"]
-        rows.append([name, interval(of["model"].get(key), digits),
-                     *("–" if key not in of[n] else f"{of[n][key][0]:.{digits}f}" for n in BASELINES)])
+        rows.append(
+            [
+                name,
+                interval(of["model"].get(key), digits),
+                *("–" if key not in of[n] else f"{of[n][key][0]:.{digits}f}" for n in BASELINES),
+            ]
+        )
     return rows
 
 
@@ -321,30 +368,46 @@ def facts_lines(result: dict) -> list:
     latents, samples = result["latents"], result["samples"]
     tc = latents["total_correlation"]
     spread = latents["variance_of_aggregate"]
-    lines = [f"rate {result['rate']['bits']:,.0f} bits an image; {latents['active']} of {latents['D']} dimensions active",
-             f"aggregate posterior: variance {spread:.2f} (prior 1), posterior width {latents['width']:.2f}",
-             f"total correlation {'–: needs 2D images' if tc is None else f'{tc:.1f} nats (prior 0)'}"]
+    lines = [
+        f"rate {result['rate']['bits']:,.0f} bits an image; "
+        f"{latents['active']} of {latents['D']} dimensions active",
+        f"aggregate posterior: variance {spread:.2f} (prior 1), "
+        f"posterior width {latents['width']:.2f}",
+        f"total correlation {'–: needs 2D images' if tc is None else f'{tc:.1f} nats (prior 0)'}",
+    ]
     if "missing" in samples: lines.append(samples["missing"])
     else:
-        lines += [f"{samples['name']}, {samples['images'][0]:,} images:",
-                  f"    samples {samples['frechet']:.2f}, reconstructions {samples['of_reconstructions']:.2f}",
-                  f"    precision {samples['precision']:.2f}, recall {samples['recall']:.2f} (k = 3)"]
+        lines += [
+            f"{samples['name']}, {samples['images'][0]:,} images:",
+            f"    samples {samples['frechet']:.2f}, "
+            f"reconstructions {samples['of_reconstructions']:.2f}",
+            f"    precision {samples['precision']:.2f}, recall {samples['recall']:.2f} (k = 3)",
+        ]
     if b := result["bounds"]:
         how = f"IWAE, K = {b['k']}, Laplace b = {b['scale']:.2g}, {b['images']} images"
         lines.append(f"bits per value ≤ {b['bits']:.2f} ({how})")
     if f := result["factors"]:
-        lines.append("valid scenes: " + ", ".join(f"{name} {rate:.0%}" for name, rate in f["valid"].items()))
+        lines.append(
+            "valid scenes: " + ", ".join(f"{name} {rate:.0%}" for name, rate in f["valid"].items())
+        )
     return lines
 
 
 def draw_factors(ax, factors: dict):
     "Bars of what is left of each factor in a reconstruction, 1 at best."
-    share = lambda name, value: 1 - value / 90 if name in HUES else value   # a guessed hue is 90 degrees off
+    # a hue that is guessed is 90 degrees off
+    share = lambda name, value: 1 - value / 90 if name in HUES else value
     names = [*HUES, "shape", *NUMBERS]
-    for k, (kind, color) in enumerate(dict(originals=COLORS["data"], reconstructions=COLORS["reconstruction"]).items()):
+    for k, (kind, color) in enumerate(
+        dict(originals=COLORS["data"], reconstructions=COLORS["reconstruction"]).items()
+    ):
         values = [max(0, share(name, factors[kind][name])) for name in names]
-        ax.barh([i + 0.38 * k for i in range(len(names))], values, height=.36, color=color, label=kind)
-    ax.set_yticks([i + .19 for i in range(len(names))], [name.replace("_", " ") for name in names], size=10)
+        ax.barh(
+            [i + 0.38 * k for i in range(len(names))], values, height=0.36, color=color, label=kind
+        )
+    ax.set_yticks(
+        [i + 0.19 for i in range(len(names))], [name.replace("_", " ") for name in names], size=10
+    )
     ax.set(xlim=(0, 1), title="Factors that can still be read")
     ax.invert_yaxis()
     ax.legend(fontsize=10, loc="upper center", bbox_to_anchor=(.5, -.08), ncols=2)
@@ -355,7 +418,12 @@ def draw_kl(ax, kl: list):
     ranked = sorted(kl, reverse=True)
     ax.plot(range(1, len(ranked) + 1), ranked, color=COLORS["kl"])
     ax.fill_between(range(1, len(ranked) + 1), ranked, color=COLORS["kl"], alpha=.2)
-    ax.set(title="KL of each dimension", xlabel="dimension, largest first", ylabel="nats", ylim=(0, None))
+    ax.set(
+        title="KL of each dimension",
+        xlabel="dimension, largest first",
+        ylabel="nats",
+        ylim=(0, None),
+    )
 
 
 def evaluation_card(

@@ -417,7 +417,8 @@ def log_prob(
     x, change = self.standardize(z), 0.0
     times = torch.linspace(1, 0, self.steps + 1, device=z.device)
     for now, then in zip(times[:-1], times[1:]):              # the midpoint rule
-        with torch.no_grad(): v = self.velocity(x, now.expand(len(x)))
+        with torch.no_grad():
+            v = self.velocity(x, now.expand(len(x)))
         middle = x + (then - now) / 2 * v
         t = (now + then) / 2
         v, trace = divergence(self.velocity, middle, t, probes, generator)
@@ -506,7 +507,8 @@ def read_prior_header(path):
     "The header of a saved prior, or a clear error."
     if not Path(path).is_file(): raise ValueError(f"{path}: no such file")
     try:
-        with safe_open(path, "pt") as file: header = file.metadata() or {}
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged, or no safetensors file: {error}"
                          ) from error
