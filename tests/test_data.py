@@ -151,7 +151,7 @@ def test_whatever_changes_the_pixels_makes_a_new_cache_and_nothing_else_does(tmp
     assert build(source, n=2).path == two.path
     monkeypatch.setattr("vae_nb.data.images.ImageFile.LOAD_TRUNCATED_IMAGES", True)
     assert is_new(build(source))
-    monkeypatch.setattr("vae_nb.data.images.formats", lambda: ["PNG"])
+    monkeypatch.setattr("vae_nb.data.images._formats", lambda: ["PNG"])
     assert is_new(build(source))
 
 
@@ -295,7 +295,7 @@ def test_damaged_archives_and_arrays_raise_nothing_but_value_errors(tmp_path):
 
 def test_bombs_are_refused_before_they_are_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "MAX_BYTES", 10_000)
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(pictures, "_MAX_PIXELS", 1000)
     files = {"big.png": b"\0" * 20_000, "many.png": encoded(0, size=40), "good.png": encoded(1, size=10)}
     store = load(zip_of(tmp_path / "a.zip", files), size=8, cache=tmp_path / "cache", progress=quiet)
     assert store.names == ["good.png"]
@@ -467,8 +467,8 @@ def test_every_mode_of_sixteen_bits(mode):
     elif mode == "I":
         image = Image.fromarray(np.full((2, 2), 2048, np.int32))
     assert pictures.largest_grey(image) == ("I", 2048)
-    assert pictures.to_rgb(image, 4095).getpixel((0, 0)) == (128,) * 3
-    assert pictures.to_rgb(image, 65535).getpixel((0, 0)) == (8,) * 3
+    assert pictures._to_rgb(image, 4095).getpixel((0, 0)) == (128,) * 3
+    assert pictures._to_rgb(image, 65535).getpixel((0, 0)) == (8,) * 3
 
 
 def test_floats_are_scaled_for_the_set_as_a_whole(tmp_path):
@@ -540,7 +540,7 @@ def test_a_jpeg_is_shrunk_while_decoding_only_where_three_pixels_are_left_for_on
     Image.fromarray(noise).save(file, "JPEG", quality=95)
     image, plain = Image.open(file), Image.open(file)
     got = pictures.decode(image, 32)
-    expected = np.asarray(pictures.square(plain.convert("RGB"), 32)).transpose(2, 0, 1)
+    expected = np.asarray(pictures._square(plain.convert("RGB"), 32)).transpose(2, 0, 1)
     kept = max(-(-side // k) for k in (1, 2, 4, 8) if k == 1 or side // k >= 96)
     assert image.size[0] == min(-(-side // k) for k in (1, 2, 4, 8) if k == 1 or side // k >= 96) <= kept
     assert abs(got.astype(int) - expected).mean() < 1.2
@@ -629,7 +629,7 @@ def files(tmp_path, monkeypatch):
 def small(monkeypatch):
     "The set `emoji`, cut to three pictures of our own"
     files = {f"emoji_{i}.png": encoded(i) for i in range(3)}
-    cut = dataclasses.replace(named_sets.NAMED["emoji"], count=3, digest=named_sets.digest_of(files))
+    cut = dataclasses.replace(named_sets.NAMED["emoji"], count=3, digest=named_sets._digest_of(files))
     monkeypatch.setitem(named_sets.NAMED, "emoji", cut)
     return files
 

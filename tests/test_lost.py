@@ -310,7 +310,7 @@ def test_wandb_that_fails_is_mentioned_once(tmp_path, peace, monkeypatch, capsys
             if Failing.calls > 2: raise ConnectionError("the service has gone")
 
         def finish(self, exit_code=0): raise TimeoutError("still gone")
-    monkeypatch.setattr(track, "start_wandb", lambda *_: Failing())
+    monkeypatch.setattr(track, "_start_wandb", lambda *_: Failing())
     train(tmp_path / "run", epochs=2)
     said = capsys.readouterr().err
     assert Failing.calls > 4 and said.count("the service has gone") == 1 and equal(peace, tmp_path / "run")
@@ -352,7 +352,7 @@ def test_a_run_that_cannot_begin_takes_nothing_with_it(tmp_path, old, monkeypatc
     folder = shutil.copytree(old, tmp_path / "run")
 
     def no_login(*args): raise ValueError("W&B can't start")
-    monkeypatch.setattr(track, "start_wandb", no_login)
+    monkeypatch.setattr(track, "_start_wandb", no_login)
     before = files(folder)
     for out, how in ((folder, dict(overwrite=True)), (tmp_path / "new", {})):
         with pytest.raises(ValueError, match="W&B can't start"): again(out, seed=1, **how)
@@ -376,7 +376,7 @@ def test_an_old_run_is_there_until_the_new_one_has_done_a_step(tmp_path, old, mo
 
 def test_a_folder_has_one_run_at_a_time(tmp_path, old):
     folder = shutil.copytree(old, tmp_path / "run")
-    with run.lock_folder(folder):
+    with run._lock_folder(folder):
         for how in (dict(overwrite=True), dict(resume=True, epochs=3)):
             with pytest.raises(ValueError, match="another process is training in .*run: wait for it, or"): again(folder, **how)
     assert equal(old, folder)
@@ -395,7 +395,7 @@ def test_a_closed_terminal_ends_a_run_politely_and_nohup_is_obeyed():
     try:
         for handler, expected in ((signal.SIG_DFL, True), (signal.SIG_IGN, False)):
             signal.signal(signal.SIGHUP, handler)
-            with run.StopSignal() as stop:
+            with run._StopSignal() as stop:
                 os.kill(os.getpid(), signal.SIGHUP)
                 assert stop() == expected
     finally: signal.signal(signal.SIGHUP, before)
@@ -511,7 +511,7 @@ def test_what_went_wrong_for_good_is_said(tmp_path, old, capsys, monkeypatch):
     spoil(monkeypatch, {6})
     again(tmp_path / "b", checkpoint_every=5)
     assert "the last good checkpoint is of step 5" in capsys.readouterr().err
-    monkeypatch.setattr(run.StopSignal, "__call__", lambda self: True)
+    monkeypatch.setattr(run._StopSignal, "__call__", lambda self: True)
     spoil(monkeypatch, {1})
     with pytest.raises(run.Interrupted, match="after step 1 of 6; the last loss .* there is none.$"): again(tmp_path / "c")
 
@@ -519,8 +519,9 @@ def test_what_went_wrong_for_good_is_said(tmp_path, old, capsys, monkeypatch):
 def test_a_run_that_is_worse_than_the_mean_image_says_so(tmp_path, old, capsys):
     again(tmp_path / "run", lr=1e-9)   # it learns nothing
     assert "BAD    it reconstructs worse than the mean training image" in capsys.readouterr().out
-    fine = dict(psnr_val=20.0, psnr_mean_image=12.0, kl_val=0.5)
-    assert not run._warnings_of(fine) and "astronomic" in run._warnings_of(dict(fine, kl_val=1e9))[0]
+    fine = dict(psnr_val=20.0, psnr_mean_image=12.0, kl_val=0.5, seconds=1.0)
+    said = lambda **given: " ".join(run._how_good(dict(fine, **given)))
+    assert "BAD" not in said() and "astronomic" in said(kl_val=1e9)
 
 
 def test_a_picture_that_cannot_be_drawn_ends_no_run(tmp_path, old, capsys, monkeypatch):
@@ -555,7 +556,7 @@ def test_foreign_old_and_damaged_checkpoints_are_refused_by_name(tmp_path, peace
                         (lambda: save_file(tensors, path, new), "format 4.*reads format 3"),
                         (lambda: save_file(tensors, path, {}), "calls itself 'nothing'"),
                         (lambda: save_file(tensors, path, strange), "no configuration .*'spirit'"),
-                        (lambda: save_file(without("optimizer."), path, header), "not hold all that the optimiser remembers"),
+                        (lambda: save_file(without("optimizer."), path, header), "lacks some of what the optimiser remembers"),
                         (lambda: save_file(without("ema."), path, header), "does not hold this model")):
         path.unlink(missing_ok=True)
         write()

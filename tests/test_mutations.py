@@ -35,10 +35,12 @@ def cells(path):
 NOTEBOOKS = {str(p.relative_to(ROOT)): cells(p) for p in sorted((ROOT / "nbs").rglob("*.ipynb"))}
 
 
-def checks(source): return re.findall(r"eq-[\w-]+", " ".join(re.findall(r"^# checks:(.*)", source, re.M)))
+def checks(source):
+    "What a cell says it checks: equations, or by `# guards: loop-step` a part of the program."
+    return re.findall(r"[\w-]+", " ".join(re.findall(r"^# (?:checks|guards):(.*)", source, re.M)))
 
 
-# label of an equation -> the notebook that asserts it, and the number of the last cell that does
+# label -> the notebook that asserts it, and the number of the last cell that does
 CHECKER = {label: (path, i) for path, sources in NOTEBOOKS.items() for i, s in enumerate(sources) for label in checks(s)}
 
 

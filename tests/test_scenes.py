@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vae_nb.data import scenes as S
-from vae_nb.data.scenes import FACTORS, SDF, SHAPES, render, scene_factors, scenes, trace
+from vae_nb.data.scenes import FACTORS, SDF, SHAPES, _trace, render, scene_factors, scenes
 
 def test_standard_set_is_what_it_was():
     "Reconstructions, caches and reported scores refer to these numbers and pictures: a change here is a new data set."
@@ -83,7 +83,7 @@ def rays(count=20_000):
 @pytest.mark.parametrize("name", SHAPES)
 def test_rays_find_the_first_surface_and_nothing_else(name):
     sdf, (o, d) = SDF[name], rays()
-    t = trace(sdf, o, d, careful=name == "torus")
+    t = _trace(sdf, o, d, careful=name == "torus")
     deepest, before = torch.full_like(t, 9), torch.full_like(t, 9)
     for s in torch.linspace(1.5, 7, 1100):
         h = sdf(*(o + s * d))
@@ -96,7 +96,7 @@ def test_rays_find_the_first_surface_and_nothing_else(name):
 
 def test_torus_needs_careful_steps():
     o, d = rays()
-    careful, bold = (trace(SDF["torus"], o, d, careful=c) for c in (True, False))
+    careful, bold = (_trace(SDF["torus"], o, d, careful=c) for c in (True, False))
     assert (careful.isfinite() & ((bold - careful).abs() > .1)).any()
 
 

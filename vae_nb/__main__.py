@@ -11,4 +11,5 @@ __all__ = []
 from .cli import vae_train
 
 # %% ../nbs/use/03_module.ipynb #83371c3f
-if __name__ == "__main__": vae_train()
+if __name__ == "__main__":
+    vae_train()

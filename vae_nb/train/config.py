@@ -33,14 +33,14 @@ class Config:
     free_bits: float = 0.0     # nats that each latent dimension costs at least
     lpips: str = "auto"        # net: alex, vgg, squeeze, none; auto: alex if lpips is installed
     lpips_weight: float = 1.0  # weight of LPIPS
-    backbone: str = "auto"     # weights of that net: imagenet, random, a path; auto: imagenet, else random
+    backbone: str = "auto"     # its weights: imagenet, random, a path; auto: imagenet, else random
     flip: bool = True          # train with random horizontal flips
     seed: int = 0              # decides initial weights, order, flips and noise
     device: str = "auto"       # cuda, mps or cpu; auto: the first of these that is there
-    precision: str = "auto"    # bf16 or fp16 (autocast), fp32; auto: bf16 if the device has it, else fp16 on a GPU
+    precision: str = "auto"    # bf16, fp16, fp32; auto: bf16 if fast, on an old GPU fp16, else fp32
     compile: str = "auto"      # on or off: torch.compile; auto: on a GPU, if the run is long enough
     cuda_graph: str = "auto"   # on or off: on a GPU, record the step once and replay it; auto: on
-    deterministic: bool = False  # on a GPU: the same bits every time, slower (a CPU repeats itself anyway)
+    deterministic: bool = False  # on a GPU: the same bits every time, slower (on a CPU: always so)
     threads: int = 0           # of the processor, for PyTorch; 0: as many as it likes
     max_nonfinite_steps: int = 50  # in a row, after which the run stops
     log_every: int = 20        # steps between rows in metrics.jsonl
@@ -62,8 +62,8 @@ class Config:
         def whole(value): return isinstance(value, int)
         def finite(value): return isinstance(value, (int, float)) and math.isfinite(value)
 
-        check("size epochs batch_size accumulate max_nonfinite_steps log_every val_every checkpoint_every",
-              lambda n: whole(n) and n > 0, "a whole number above 0")
+        check("size epochs batch_size accumulate max_nonfinite_steps log_every val_every "
+              "checkpoint_every", lambda n: whole(n) and n > 0, "a whole number above 0")
         check("images warmup picture_every threads",
               lambda n: whole(n) and n >= 0, "a whole number >= 0")
         check("lr clip", lambda x: finite(x) and x > 0, "a finite number above 0")
@@ -99,7 +99,8 @@ def parse_latent(
     text: str,              # "256", "8x16x16" or ""
 ) -> int | tuple | None:    # D of a vector, (C,H,W) of a map, or None for the preset's own
     "Read a latent shape."
-    if not text: return None
+    if not text:
+        return None
     numbers = text.lower().split("x")
     if len(numbers) not in (1, 3) or not all(n.isdecimal() and int(n) > 0 for n in numbers):
         raise ValueError("latent: expected a number (256) or channels x height x width (8x16x16), "

@@ -37,8 +37,9 @@ SINGLE = SingleProcess()
 
 
 class DDP(SingleProcess):
-    "One of the processes that torchrun has started: it holds the whole model, and computes its share of every batch."
-    def __init__(self): self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+    "A process that torchrun has started: it holds the whole model, and takes its share of a batch."
+    def __init__(self):
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
 
     def wrap(self, model):
         self.network = DistributedDataParallel(model)
@@ -50,7 +51,8 @@ class DDP(SingleProcess):
         each = len(rows) // self.world_size
         return rows[self.rank * each:(self.rank + 1) * each]
 
-    def no_sync(self, more_to_come): return self.network.no_sync() if more_to_come else nullcontext()
+    def no_sync(self, more_to_come):
+        return self.network.no_sync() if more_to_come else nullcontext()
 
     def all_reduce_mean(self,
         terms: dict,  # 0-d tensors, means over this share
@@ -78,8 +80,11 @@ def init_distributed():
         yield SINGLE
         return
     gpu = torch.cuda.is_available()
-    if gpu: torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     patient = timedelta(days=1)   # process 0 validates, draws and saves while the others wait
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=patient)
-    try: yield DDP()
-    finally: dist.destroy_process_group()
+    try:
+        yield DDP()
+    finally:
+        dist.destroy_process_group()
