@@ -112,7 +112,7 @@ def test_mirror_scenes_make_mirror_pictures(shape):
 def test_threads_are_given_back_when_a_batch_fails(monkeypatch):
     def broken(*args):
         raise RuntimeError("out of paint")
-    monkeypatch.setattr(S, "paint", broken)
+    monkeypatch.setattr(S, "_paint", broken)
     before = torch.get_num_threads()
     with pytest.raises(RuntimeError, match="out of paint"):
         render(scene_factors(range(20)), 16)

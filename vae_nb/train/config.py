@@ -15,42 +15,42 @@ from dataclasses import dataclass
 @dataclass
 class Config:
     "Everything that decides a run (but its data)."
-    preset: str = "default"    # network: demo, web, default or reference
-    size: int = 128            # pixels on a side; images are resized and cropped to it
-    latent: str = ""           # 256 for a vector, 8x16x16 for a map; empty: the preset's
-    images: int = 0            # use so many images of the source; 0: all (scenes: 15,000)
-    val_fraction: float = 0.05   # share of the images held out, chosen by a hash of their names
-    epochs: int = 100          # passes over the training images
-    batch_size: int = 32       # images a step, over all processes
-    accumulate: int = 1        # parts a batch is computed in: same gradients, less memory
-    lr: float = 1e-3           # peak learning rate of AdamW
-    warmup: int = 200          # steps in which the learning rate climbs to its peak
-    weight_decay: float = 0.01   # AdamW's, for weights of convolutions and linear layers
-    clip: float = 1.0          # gradient norm at which gradients are clipped
-    ema: float = 0.999         # decay of the averaged weights, a step
-    beta: float = 0.02         # weight of the KL (mean over latent dimensions)
-    beta_schedule: str = "warmup"  # constant, warmup (in the first quarter), cyclical (four times)
-    free_bits: float = 0.0     # nats that each latent dimension costs at least
-    lpips: str = "auto"        # net: alex, vgg, squeeze, none; auto: alex if lpips is installed
-    lpips_weight: float = 1.0  # weight of LPIPS
-    backbone: str = "auto"     # its weights: imagenet, random, a path; auto: imagenet, else random
-    flip: bool = True          # train with random horizontal flips
-    seed: int = 0              # decides initial weights, order, flips and noise
-    device: str = "auto"       # cuda, mps or cpu; auto: the first of these that is there
-    precision: str = "auto"    # bf16, fp16, fp32; auto: bf16 if fast, on an old GPU fp16, else fp32
-    compile: str = "auto"      # on or off: torch.compile; auto: on a GPU, if the run is long enough
-    cuda_graph: str = "auto"   # on or off: on a GPU, record the step once and replay it; auto: on
-    deterministic: bool = False  # on a GPU: the same bits every time, slower (on a CPU: always so)
-    threads: int = 0           # of the processor, for PyTorch; 0: as many as it likes
-    max_nonfinite_steps: int = 50  # in a row, after which the run stops
-    log_every: int = 20        # steps between rows in metrics.jsonl
-    picture_every: int = 500   # steps between pictures; 0: none but those of picture_epochs
-    picture_epochs: str = ""   # epochs after which pictures are drawn, such as 1,4,12,32
-    checkpoint_every: int = 500  # steps between checkpoints (there is one at each validation, too)
-    val_every: int = 1         # epochs between validations
-    wandb: str = "auto"        # online, offline or disabled; auto: WANDB_MODE, else offline
-    wandb_project: str = ""    # name of the W&B project; empty: WANDB_PROJECT, else vae_nb
-    artifacts: bool = False    # checkpoints go to W&B, too
+    preset: str = "default"     # network: demo, web, default or reference
+    size: int = 128             # pixels on a side; images are resized and cropped to it
+    latent: str = ""            # 256 for a vector, 8x16x16 for a map; empty: preset's
+    images: int = 0             # so many images of the source; 0: all (scenes: 15,000)
+    val_fraction: float = 0.05  # share held out, chosen by a hash of the names
+    epochs: int = 100           # passes over the training images
+    batch_size: int = 32        # images a step, over all processes
+    accumulate: int = 1         # parts of a batch: same gradients, less memory
+    lr: float = 1e-3            # peak learning rate of AdamW
+    warmup: int = 200           # steps in which the learning rate climbs to its peak
+    weight_decay: float = 0.01  # AdamW's, for weights of convolutions and linear layers
+    clip: float = 1.0           # gradient norm at which gradients are clipped
+    ema: float = 0.999          # decay of the averaged weights, a step
+    beta: float = 0.02          # weight of the KL (mean over latent dimensions)
+    beta_schedule: str = "warmup"   # constant, warmup (a quarter) or cyclical (four)
+    free_bits: float = 0.0      # nats that each latent dimension costs at least
+    lpips: str = "auto"         # alex, vgg, squeeze, none; auto: alex if installed
+    lpips_weight: float = 1.0   # weight of LPIPS
+    backbone: str = "auto"      # imagenet, random or a path; auto: imagenet if there
+    flip: bool = True           # train with random horizontal flips
+    seed: int = 0               # decides initial weights, order, flips and noise
+    device: str = "auto"        # cuda, mps or cpu; auto: the first that is there
+    precision: str = "auto"     # bf16, fp16, fp32; auto: the first that is fast
+    compile: str = "auto"       # on or off: torch.compile; auto: on a GPU, in long runs
+    cuda_graph: str = "auto"    # on or off: record the step, replay it; auto: on a GPU
+    deterministic: bool = False  # on a GPU: the same bits every time, slower
+    threads: int = 0            # of the processor; 0: as many as PyTorch likes
+    max_nonfinite_steps: int = 50   # in a row, after which the run stops
+    log_every: int = 20         # steps between rows in metrics.jsonl
+    picture_every: int = 500    # steps between pictures; 0: only after picture_epochs
+    picture_epochs: str = ""    # epochs after which to draw, such as 1,4,12,32
+    checkpoint_every: int = 500  # steps between checkpoints; one at validations, too
+    val_every: int = 1          # epochs between validations
+    wandb: str = "auto"         # online, offline, disabled; auto: WANDB_MODE or offline
+    wandb_project: str = ""     # W&B project; empty: WANDB_PROJECT, else vae_nb
+    artifacts: bool = False     # checkpoints go to W&B, too
 
     def __post_init__(self):
         def check(names, holds, expected):
@@ -60,20 +60,24 @@ class Config:
                     raise ValueError(f"{name}: expected {expected}, got {value!r}")
 
         def whole(value): return isinstance(value, int)
-        def finite(value): return isinstance(value, (int, float)) and math.isfinite(value)
+        def finite(value):
+            return isinstance(value, (int, float)) and math.isfinite(value)
 
-        check("size epochs batch_size accumulate max_nonfinite_steps log_every val_every "
-              "checkpoint_every", lambda n: whole(n) and n > 0, "a whole number above 0")
+        check("size epochs batch_size accumulate max_nonfinite_steps log_every "
+              "val_every checkpoint_every",
+              lambda n: whole(n) and n > 0, "a whole number above 0")
         check("images warmup picture_every threads",
               lambda n: whole(n) and n >= 0, "a whole number >= 0")
         check("lr clip", lambda x: finite(x) and x > 0, "a finite number above 0")
         check("weight_decay beta lpips_weight free_bits",
               lambda x: finite(x) and x >= 0, "a finite number >= 0")
-        check("seed", lambda n: whole(n) and abs(n) < 10**12, "a whole number of at most 12 digits")
+        check("seed", lambda n: whole(n) and abs(n) < 10**12,
+              "a whole number of at most 12 digits")
         check("ema", lambda x: finite(x) and 0 <= x < 1, "0 <= number < 1")
         check("val_fraction", lambda x: finite(x) and 0 < x < 1,
               "0 < number < 1 (a run needs held-out images)")
-        check("picture_epochs", lambda text: text.replace(",", "").isdigit() or not text,
+        check("picture_epochs",
+              lambda text: text.replace(",", "").isdigit() or not text,
               "numbers and commas, such as 1,4,12")
         for name, known in CHOICES.items():
             check(name, known.__contains__, f"one of {', '.join(known)}")
@@ -122,5 +126,6 @@ def recipe(
 ) -> Config:
     "The configuration of a preset, with changes."
     if preset not in RECIPES:
-        raise ValueError(f"preset: expected one of {', '.join(RECIPES)}, got {preset!r}")
+        known = ", ".join(RECIPES)
+        raise ValueError(f"preset: expected one of {known}, got {preset!r}")
     return Config(**{**RECIPES[preset], **given, "preset": preset})

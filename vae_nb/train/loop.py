@@ -6,7 +6,7 @@ Docs: https://vae-nb.github.io/vae_nb/train/loop.html.md"""
 
 # %% auto #0
 __all__ = ['learning_rate', 'set_lr', 'TrainState', 'new_state', 'noise', 'run_length', 'forward_pass', 'step', 'update_ema',
-           'validate', 'mean_image_psnr', 'Reporter', 'prepare_step', 'fit', 'check_finite']
+           'validate', 'mean_image_psnr', 'Reporter', 'prepare_step', 'fit', 'due', 'check_finite']
 
 # %% ../../nbs/train/02_loop.ipynb #d6daba47
 import copy
@@ -58,12 +58,12 @@ def set_lr(
 # %% ../../nbs/train/02_loop.ipynb #48410124
 @dataclass
 class TrainState:
-    "All that changes during a run. Save it, and the run can go on as if nothing had happened."
+    "All that changes during a run: save it, and the run can go on."
     config: Config
     model: VAE
     ema: VAE                 # the average of the model's weights
     optimizer: torch.optim.Optimizer
-    nonfinite_steps: Tensor  # () steps in a row without a finite loss, counted on the device
+    nonfinite_steps: Tensor  # () steps in a row without a finite loss, on the device
     loss_scale: Tensor       # () factor of the loss in fp16; else 1
     step: int = 0            # steps done
     best: float = math.inf   # the lowest held-out loss so far
@@ -75,9 +75,9 @@ class TrainState:
 def new_state(
     config: Config,
 ) -> TrainState:
-    "A model with fresh weights, its average and its optimiser, on the configured device."
+    "A model with fresh weights, its average and its optimiser, on the right device."
     device = pick_device(config.device)
-    with torch.random.fork_rng(devices=[]):   # the caller's random numbers stay as they are
+    with torch.random.fork_rng(devices=[]):   # the caller's random numbers are kept
         torch.default_generator.manual_seed(config.seed)
         latent = parse_latent(config.latent)
         model = VAE.from_preset(config.preset, size=config.size, latent=latent)
@@ -87,7 +87,7 @@ def new_state(
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [dict(params=decayed, weight_decay=config.weight_decay),
               dict(params=others, weight_decay=0.0)]
-    on_gpu = device.type == "cuda"   # there lr is a tensor, so that a recorded step can read it
+    on_gpu = device.type == "cuda"   # there lr is a tensor, for a recorded step
     lr = torch.tensor(config.lr, device=device) if on_gpu else config.lr
     optimizer = torch.optim.AdamW(groups, lr=lr, fused=True, capturable=on_gpu)
     fp16 = autocast_dtype(device, config.precision) == torch.float16
@@ -111,7 +111,7 @@ def run_length(
     config: Config,
     train: Tensor,  # indices of the training images
 ) -> tuple:         # steps in an epoch, steps in the whole run
-    "Full batches in one pass (or one smaller batch, if there are too few images for a full one)."
+    "Full batches in one pass (or one smaller batch, if there are too few images)."
     per_epoch = max(1, len(train) // config.batch_size)
     return per_epoch, per_epoch * config.epochs
 
@@ -121,14 +121,15 @@ def _remaining_batches(
     images: Tensor,  # (M,3,H,W) uint8
     train: Tensor,   # indices of the training images
     process: SingleProcess = SINGLE,  # who takes which share of a batch
-):                   # an iterator over (B,3,H,W) images in [-1,1] and their (B,*latent_shape) noise
+):                   # pairs of (B,3,H,W) images in [-1,1] and (B,*latent_shape) noise
     "The batches from this step to the end of the run."
     config, step = state.config, state.step
     images = to_device_if_fits(images, state.device)
     first, done = divmod(step, run_length(config, train)[0])
     for epoch in range(first, config.epochs):
-        for x in batches(images, train, config.batch_size, epoch, config.seed, state.device,
-                         flip=config.flip, start=done if epoch == first else 0,
+        for x in batches(images, train, config.batch_size, epoch, config.seed,
+                         state.device, flip=config.flip,
+                         start=done if epoch == first else 0,
                          drop_last=len(train) >= config.batch_size,
                          share=(process.rank, process.world_size)):
             whole_batch = (process.world_size * len(x), *state.model.latent_shape)
@@ -138,7 +139,7 @@ def _remaining_batches(
 # %% ../../nbs/train/02_loop.ipynb #005b8b56
 def forward_pass(
     state: TrainState,
-    objective: nn.Module,  # (x, x_hat, posterior, beta_weight) -> dict with "loss" and all terms
+    objective: nn.Module,  # (x, x_hat, posterior, beta_weight) -> dict of terms
     network: nn.Module = None,  # the model, or what `process.wrap` made of it
 ):                         # (x, eps, beta_weight) -> dict of terms
     "From a batch and its noise to the terms of the loss, in the configured precision."
@@ -159,7 +160,7 @@ def step(
     beta_weight: Tensor | float = 1.0,  # share of beta that counts in this step
     process: SingleProcess = SINGLE,    # who shares the batch
 ) -> dict:        # 0-d tensors: mean terms, grad_norm (unclipped), skipped (0 or 1)
-    "Forward, backward, clip, AdamW. Nothing in here waits for the device or reads a number."
+    "Forward, backward, clip, AdamW. Nothing in here waits for the device."
     config, optimizer = state.config, state.optimizer
     optimizer.zero_grad(set_to_none=True)
     terms = {}
@@ -170,7 +171,8 @@ def step(
             x_part = x_part.contiguous(memory_format=torch.channels_last)
             found = forward(x_part, eps_part, beta_weight)
             (found["loss"] * share * state.loss_scale).backward()
-        terms = {name: terms.get(name, 0) + share * term.detach() for name, term in found.items()}
+        for name, term in found.items():
+            terms[name] = terms.get(name, 0) + share * term.detach()
     terms = process.all_reduce_mean(terms)
 
     weights = [p for p in state.model.parameters() if p.grad is not None]
@@ -266,10 +268,10 @@ def mean_image_psnr(
 # %% ../../nbs/train/02_loop.ipynb #5ce4e609
 class Reporter:
     "What `fit` tells about its work. This one keeps it to itself."
-    def step(self, state: TrainState, terms: dict): pass            # after every step
-    def row(self, step: int, numbers: dict): pass                   # numbers for the log
-    def save(self, state: TrainState, held_out: dict | None): pass  # time for a checkpoint
-    def draw(self, state: TrainState): pass                         # time for pictures
+    def step(self, state: TrainState, terms: dict): pass  # after every step
+    def row(self, step: int, numbers: dict): pass         # numbers for the log
+    def draw(self, state: TrainState): pass               # time for pictures
+    def save(self, state: TrainState, held_out: dict): pass   # time for a checkpoint
 
 # %% ../../nbs/train/02_loop.ipynb #38c0a6e4
 def prepare_step(
@@ -305,7 +307,7 @@ def fit(
     process: SingleProcess = SINGLE,  # who shares the work
     stop=lambda: False,       # asked after every step: is it time to stop?
 ) -> TrainState:
-    "Train from wherever the state stands to the end of the run, or until somebody says stop."
+    "Train from where the state stands to the end of the run, or until told to stop."
     config, reporter, means = state.config, reporter or Reporter(), _RunningMeans()
     per_epoch, total = run_length(config, train)
     pictures = [int(n) * per_epoch for n in config.picture_epochs.split(",") if n]
@@ -320,16 +322,16 @@ def fit(
             means.add(terms, len(x) * process.world_size)
             reporter.step(state, terms)
 
-            if _due(state.step, config.log_every, total):
+            if due(state.step, config.log_every, total):
                 check_finite(state, terms)
                 reporter.row(state.step, dict(means.read(), lr=lr))
             held_out = None
-            if val is not None and _due(state.step, config.val_every * per_epoch, total):
+            if val is not None and due(state.step, per_epoch * config.val_every, total):
                 held_out = validate(state, objective, images, val)
                 reporter.row(state.step, held_out)
-            if state.step in pictures or _due(state.step, config.picture_every, total):
+            if state.step in pictures or due(state.step, config.picture_every, total):
                 reporter.draw(state)
-            if held_out or _due(state.step, config.checkpoint_every, total):
+            if held_out or due(state.step, config.checkpoint_every, total):
                 reporter.save(state, held_out)
                 means.restart_clock()
             if process.all_reduce_any(stop()):
@@ -337,7 +339,7 @@ def fit(
     return state
 
 # %% ../../nbs/train/02_loop.ipynb #7c1f84aa
-def _due(
+def due(
     step: int,   # steps done
     every: int,  # steps between two times; 0: never before the end
     total: int,  # steps in the run
@@ -356,7 +358,8 @@ def check_finite(
         return
     names = [name for name, value in terms.items()
              if name not in ("loss", "grad_norm") and not math.isfinite(value)]
-    blamed = ", ".join(names) or ("the gradient" if math.isfinite(terms["loss"]) else "the loss")
-    raise FloatingPointError(f"no finite loss in the last {count} steps, up to step {state.step:,}"
-                             f": {blamed} is not finite. These steps left the weights as they "
-                             "were; a lower --lr or --precision fp32 may help")
+    rest = "the gradient" if math.isfinite(terms["loss"]) else "the loss"
+    raise FloatingPointError(
+        f"no finite loss in the last {count} steps, up to step {state.step:,}: "
+        f"{', '.join(names) or rest} is not finite. These steps left the weights as "
+        "they were; a lower --lr or --precision fp32 may help")
