@@ -305,7 +305,7 @@ def _check_whole(**values):
 def load_images(
     source: str | Path,  # "scenes", "emoji", ..., a folder, .zip, .npz, .npy or image file
     size: int = 128,  # side of the images in pixels: the short side fits, the rest is cropped
-    n: int | None = None,  # at most so many, see `choose`; None: all (15,000 scenes)
+    n: int | None = None,  # at most so many, spread over the set; None: all (15,000 scenes)
     seed: int = 0,  # of the scenes, or of the choice
     cache: str | Path | None = None,  # cache folder; None: see `cache_root`
     progress: Callable | None = None,  # called with lines of text; None: standard error

@@ -132,7 +132,7 @@ class NamedSet:
     pattern: str  # of the paths that belong to it: a regular expression, or a glob on the Hub
     licence: str
     count: int
-    digest: str = ""  # `digest_of` its pictures
+    digest: str = ""  # `_digest_of` its pictures
     column: str = ""  # on the Hub: of the parquet files, with the encoded images
 
     @property

@@ -199,7 +199,7 @@ def update_ema(state: TrainState):
 
 # %% ../../nbs/train/02_loop.ipynb #59292c73
 class _RunningMeans:
-    "Means of all terms since the last reading, over finite steps; and images per second."
+    "Means of all terms since the last reading, over finite steps; and the speed."
     def __init__(self):
         self.sums = 0
         self.restart_clock()
@@ -209,7 +209,7 @@ class _RunningMeans:
         self.began, self.images = time.perf_counter(), 0
 
     def add(self,
-        terms: dict,     # 0-d tensors; "skipped" (0 or 1) says whether this step counts
+        terms: dict,     # 0-d tensors; "skipped" (0 or 1): does this step count?
         images: int = 0, # in the step
     ):
         "One step more. Nothing is read."
@@ -220,7 +220,7 @@ class _RunningMeans:
         self.sums = self.sums + torch.cat([torch.where(skipped, 0, values), counted])
         self.images += images
 
-    def read(self) -> dict:  # name -> float, images_per_second, number of skipped steps, if any
+    def read(self) -> dict:  # name -> float; images_per_second; skipped steps, if any
         "Wait for the device, and start anew."
         *sums, counted, skipped = self.sums.tolist()
         means = [value / counted if counted else math.nan for value in sums]
@@ -239,15 +239,17 @@ def validate(
     objective: nn.Module,  # the one that is trained with
     images: Tensor,        # (M,3,H,W) uint8
     index: Tensor,         # which of them are held out
-) -> dict:                 # name_val -> float: terms and psnr (decibels), means over images
+) -> dict:                 # name_val -> float: means of terms and psnr (decibels)
     "The training objective on held-out images, with the averaged weights."
     config, device, model = state.config, state.device, state.ema
     sums = {}
-    held_out = batches(images, index, config.batch_size, device=device, shuffle=False, flip=False)
+    held_out = batches(images, index, config.batch_size, device=device,
+                       shuffle=False, flip=False)
     for i, x in enumerate(held_out):
+        x = x.contiguous(memory_format=torch.channels_last)
         eps = noise(config.seed, i, (len(x), *model.latent_shape), device)
         with autocast(device, config.precision):
-            x_hat, posterior = model(x.contiguous(memory_format=torch.channels_last), eps=eps)
+            x_hat, posterior = model(x, eps=eps)
             terms = objective(x, x_hat, posterior)
         terms["psnr"] = psnr(x, x_hat).mean()
         sums = {name: sums.get(name, 0) + term * len(x) for name, term in terms.items()}
