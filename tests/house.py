@@ -3,6 +3,7 @@
 python tests/house.py check       say what differs from the notebooks, and change nothing
 python tests/house.py readme      write README.md from nbs/index.ipynb
 python tests/house.py notebooks   run every notebook, but for cells that need a file which is not at hand
+python tests/house.py colab       let every notebook begin with the cell that installs the package where it is missing
 """
 import contextlib
 import difflib
@@ -12,6 +13,7 @@ import os
 import posixpath
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -156,6 +158,58 @@ def skipped_cells(root=ROOT):
     return lines
 
 
+INSTALL = '''#| hide
+#| eval: false
+# On Colab: install the package this page belongs to. Where it is installed, nothing happens.
+import importlib.util
+
+if importlib.util.find_spec("vae_nb") is None:
+    %pip install --quiet "vae_nb @ git+https://github.com/vae-nb/vae_nb"'''
+
+
+def installs(cell):
+    "Is this the cell that installs the package where it is missing?"
+    return "".join(cell["source"]) == INSTALL
+
+
+def runs(cell):
+    "Does a run of the tests include this code cell? `tst_flags` of pyproject.toml name what is left out."
+    flags = set(re.search(r'^tst_flags = "(.*)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)[1].split())
+    said = without_directives("".join(cell["source"]))[0]
+    here = {name for name, path in at_hand().items() if path}
+    return not (flags - here) & set(said) and said.get("eval") != "false"
+
+
+def let_colab_install(root=ROOT):
+    "Put the cell that installs right after the title of every notebook, and drop a last one that only nbdev could run."
+    import nbformat
+    for path in notebooks(root):
+        book = nbformat.read(path, as_version=4)
+        cells = [c for c in book.cells if c.get("id") != "c01ab000" and "nbdev_export()" not in c.source]
+        cells.insert(1, nbformat.v4.new_code_cell(INSTALL, id="c01ab000", metadata={}))
+        if cells == book.cells: continue
+        book.cells = cells
+        nbformat.write(book, path)
+
+
+def build(kind, folder, root=ROOT):
+    "Build a \"wheel\" or an \"sdist\" of the package into `folder`, without a network; its path."
+    with tempfile.TemporaryDirectory() as source:
+        for name in ["settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"]:
+            shutil.copy(root / name, source)
+        shutil.copytree(root / "vae_nb", Path(source) / "vae_nb", ignore=shutil.ignore_patterns("__pycache__"))
+        return build_from(source, kind, folder)
+
+
+def build_from(source, kind, folder):
+    "The same, from a tree that is already alone."
+    code = f"import setuptools.build_meta as b; print(b.build_{kind}({str(folder)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True)
+    if done.returncode:
+        raise OSError(done.stderr)
+    return Path(folder) / done.stdout.split()[-1]
+
+
 def run_notebooks():
     "Run every notebook, two at a time, with the cells whose files are at hand."
     from nbdev.test import nbdev_test
@@ -184,6 +238,8 @@ if __name__ == "__main__":
         sys.exit(check())
     if command == ["notebooks"]:
         sys.exit(run_notebooks())
+    if command == ["colab"]:
+        sys.exit(let_colab_install())
     if command != ["readme"]:
         sys.exit(__doc__)
     (ROOT / "README.md").write_text(readme(), encoding="utf-8")

@@ -1,0 +1,100 @@
+"""Every notebook as Colab runs it: the wheel in an environment of its own, an empty folder, no checkout, no network.
+
+A cell is left out where `make test` leaves it out: flags of `tst_flags` in pyproject.toml, but for files that are at hand.
+"""
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import house
+import pytest
+
+nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
+nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
+
+NO_NETWORK = """
+import socket
+connect = socket.socket.connect
+def at_home(self, address):
+    host = address[0] if isinstance(address, tuple) else "localhost"   # a name is a socket of this machine
+    if host not in ("localhost", "127.0.0.1", "::1", "0.0.0.0"): raise OSError(f"there is no network here: {address}")
+    return connect(self, address)
+socket.socket.connect = at_home
+"""
+CHEAP = ["theory/00_notation", "model/01_distributions", "results/05_speed"]
+BOOKS = {path.relative_to(house.ROOT / "nbs").with_suffix("").as_posix(): path for path in house.notebooks()}
+
+
+@pytest.fixture(scope="session")
+def colab(tmp_path_factory):
+    "Python of an environment that has the wheel, sees the packages of this one, and neither the checkout nor a network."
+    folder = tmp_path_factory.mktemp("colab")
+    wheel = house.build("wheel", folder)
+    venv.create(folder / "env", with_pip=False)
+    python = folder / "env/bin/python"
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    packages = Path(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip())
+    others = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    (packages / "others.pth").write_text("\n".join(others))   # their own .pth files, and so the checkout, are not read
+    (packages / "no_network.py").write_text(NO_NETWORK)
+    (packages / "no_network.pth").write_text("import no_network\n")
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel]
+    done = subprocess.run(install, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return python
+
+
+def kernel(python):
+    "A Jupyter kernel of that Python, which knows nothing of this process's Python path."
+    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+    specs = python.parents[2] / "kernels"
+    (specs / "colab").mkdir(parents=True, exist_ok=True)
+    argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = dict(argv=argv, display_name="as on Colab", language="python")
+    (specs / "colab/kernel.json").write_text(json.dumps(spec))
+    return AsyncKernelManager(kernel_name="colab", kernel_spec_manager=KernelSpecManager(kernel_dirs=[str(specs)]))
+
+
+def environment(folder):
+    "Variables of the kernel: a home and caches that are new; files from outside where this process knows them."
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV", "IN_TEST")}
+    new = dict(HOME=folder, XDG_CACHE_HOME=folder / "cache", VAE_NB_CACHE=folder / "cache", TORCH_HOME=folder / "torch")
+    return kept | {name: str(path) for name, path in new.items()}
+
+
+def run(book, python, folder):
+    "Run every cell in an empty folder; the folder of the package that was imported."
+    book.cells.append(nbformat.v4.new_code_cell("import vae_nb; print(vae_nb.__file__)"))
+    client = nbclient.NotebookClient(book, km=kernel(python), resources=dict(metadata=dict(path=str(folder))), timeout=600)
+    client.execute(env=environment(python.parents[2]))
+    return Path(book.cells[-1].outputs[0].text.strip()).parent
+
+
+def cells_that_run(path):
+    "The notebook without the cells that tests leave out; its first code cell, which installs, stays."
+    book = nbformat.read(path, as_version=4)
+    book.cells = [cell for cell in book.cells if cell.cell_type == "code" and (house.installs(cell) or house.runs(cell))]
+    return book
+
+
+@pytest.mark.parametrize("name", CHEAP)
+def test_a_page_runs_as_on_colab(name, colab, tmp_path):
+    assert run(cells_that_run(BOOKS[name]), colab, tmp_path).is_relative_to(colab.parents[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in BOOKS if name not in CHEAP])
+def test_every_page_runs_as_on_colab(name, colab, tmp_path):
+    assert run(cells_that_run(BOOKS[name]), colab, tmp_path).is_relative_to(colab.parents[1])
+
+
+def test_a_page_that_needs_the_checkout_fails_here(colab, tmp_path):
+    for line in ("from pathlib import Path; assert Path('../../benchmarks').exists()", "import house",
+                 "from urllib.request import urlopen; urlopen('https://github.com')"):
+        book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(line)])
+        with pytest.raises(nbclient.exceptions.CellExecutionError):
+            run(book, colab, tmp_path)
