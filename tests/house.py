@@ -4,6 +4,8 @@ python tests/house.py check       say what differs from the notebooks, and chang
 python tests/house.py readme      write README.md from nbs/index.ipynb
 python tests/house.py notebooks   run every notebook, but for cells that need a file which is not at hand
 python tests/house.py colab       let every notebook begin with the cell that installs the package where it is missing
+python tests/house.py llms        write nbs/llms.txt from the titles and summaries of the pages
+python tests/house.py card        paint the picture that a link to the site shows, and the site's icon, by the model that is ready
 """
 import contextlib
 import difflib
@@ -30,7 +32,7 @@ def notebooks(root=ROOT):
 
 def generated(root):
     "Every file that export and clean write, by its path from `root`."
-    found = [*(root / "vae_nb").rglob("*.py"), *notebooks(root), *(root / "nbs").glob("llms.txt")]
+    found = [*(root / "vae_nb").rglob("*.py"), *notebooks(root)]
     return {p.relative_to(root).as_posix(): p.read_text(encoding="utf-8") for p in found}
 
 
@@ -192,6 +194,76 @@ def let_colab_install(root=ROOT):
         nbformat.write(book, path)
 
 
+class ColabBadge:
+    "For nbdev, which calls it on every page (`doc_procs` of pyproject.toml): a link to Colab under the title."
+    def __init__(self, nb):
+        self.nb = nb
+
+    def begin(self):
+        from fastcore.nbio import mk_cell
+        from nbdev.config import get_config
+        about = get_config()
+        page = Path(self.nb.path_).resolve().relative_to(about.config_path.resolve()).as_posix()
+        address = f"https://colab.research.google.com/github/{about.user}/{about.repo}/blob/{about.branch}/{page}"
+        self.nb.cells.insert(1, mk_cell(f"[Open in Colab]({address}){{.colab}}", "markdown"))
+
+
+def pages_of(contents):
+    "The notebooks of a sidebar, section by section: (section or None, path)."
+    for item in contents:
+        if isinstance(item, dict):
+            yield from ((item["section"], page) for _, page in pages_of(item["contents"]))
+        else:
+            yield None, item
+
+
+def llms(root=ROOT):
+    "nbs/llms.txt: what the site is, and a line for each page, in the order of the sidebar (llmstxt.org)."
+    import yaml
+    site = yaml.safe_load((root / "_quarto.yml").read_text(encoding="utf-8"))
+    project = (root / "pyproject.toml").read_text(encoding="utf-8")
+    said = {key: re.search(rf'^{key} = "(.*)"', project, re.M)[1] for key in ("name", "description", "Documentation")}
+    lines, last = [f"# {said['name']}", "", f"> {said['description']}"], ""
+    for section, page in pages_of(site["website"]["sidebar"]["contents"]):
+        if section != last:
+            lines += ["", f"## {section or 'Start here'}", ""]
+            last = section
+        opening = json.loads((root / "nbs" / page).read_text(encoding="utf-8"))["cells"][0]["source"]
+        title, summary = re.search(r"# (.+?)\n+> (.+)", "".join(opening)).groups()
+        name = re.sub(r"(^|/)\d+[a-zA-Z0-9]*_", r"\1", page).replace(".ipynb", ".html.md")   # nbdev drops the number
+        lines.append(f"- [{title}]({said['Documentation']}/{name}): {summary}")
+    return "\n".join(lines) + "\n"
+
+
+def card(root=ROOT):
+    "Paint nbs/images/card.jpg and icon.png: what the ready model makes of scenes it has never seen."
+    import torch
+    from matplotlib.font_manager import findfont
+    from PIL import Image, ImageDraw, ImageFont
+
+    from vae_nb.analysis.generate import decode_all, encode_all
+    from vae_nb.data.dataset import to_float
+    from vae_nb.data.scenes import scenes
+    from vae_nb.export import load_pretrained
+    from vae_nb.plots import grid
+    model = load_pretrained("scenes")
+    with torch.no_grad():
+        x_hat = decode_all(model, encode_all(model, to_float(scenes(50, size=model.size, seed=2024)[0])))
+    wall = grid(x_hat, columns=10, pad=0).resize((1280, 640), Image.Resampling.LANCZOS)
+    pen = ImageDraw.Draw(wall, "RGBA")
+    pen.rectangle((0, 448, 1280, 640), fill=(12, 18, 24, 235))
+    for text, size, y in (("vae_nb", 84, 462), ("A variational autoencoder you can read", 40, 566)):
+        pen.text((48, y), text, "white", ImageFont.truetype(findfont("DejaVu Sans:bold"), size))
+    wall.save(root / "nbs/images/card.jpg", quality=88)
+    grid(x_hat[:1], pad=0).resize((64, 64), Image.Resampling.LANCZOS).save(root / "nbs/images/icon.png")
+
+
+def plain_environment(**more):
+    "This process's environment without what a surrounding make put there; this tree's package comes first."
+    drop = {"VENV", "PYTHON", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "PYTHONPATH"}
+    return {k: v for k, v in os.environ.items() if k not in drop} | {"PYTHONPATH": str(ROOT)} | more
+
+
 def build(kind, folder, root=ROOT):
     "Build a \"wheel\" or an \"sdist\" of the package into `folder`, without a network; its path."
     with tempfile.TemporaryDirectory() as source:
@@ -240,6 +312,10 @@ if __name__ == "__main__":
         sys.exit(run_notebooks())
     if command == ["colab"]:
         sys.exit(let_colab_install())
+    if command == ["card"]:
+        sys.exit(card())
+    if command == ["llms"]:
+        sys.exit((ROOT / "nbs/llms.txt").write_text(llms(), encoding="utf-8") and None)
     if command != ["readme"]:
         sys.exit(__doc__)
     (ROOT / "README.md").write_text(readme(), encoding="utf-8")

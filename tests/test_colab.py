@@ -14,6 +14,7 @@ import pytest
 
 nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
 nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
+from jupyter_core.utils import run_sync  # noqa: E402
 
 NO_NETWORK = """
 import socket
@@ -69,8 +70,12 @@ def environment(folder):
 def run(book, python, folder):
     "Run every cell in an empty folder; the folder of the package that was imported."
     book.cells.append(nbformat.v4.new_code_cell("import vae_nb; print(vae_nb.__file__)"))
-    client = nbclient.NotebookClient(book, km=kernel(python), resources=dict(metadata=dict(path=str(folder))), timeout=600)
-    client.execute(env=environment(python.parents[2]))
+    manager, here = kernel(python), dict(metadata=dict(path=str(folder)))
+    client = nbclient.NotebookClient(book, km=manager, resources=here, timeout=600)
+    try:
+        client.execute(env=environment(python.parents[2]))
+    finally:
+        run_sync(manager.shutdown_kernel)(now=True)   # the client leaves a kernel that it was given running
     return Path(book.cells[-1].outputs[0].text.strip()).parent
 
 

@@ -49,12 +49,6 @@ def said_by_setup(monkeypatch):
     return said
 
 
-def plain_environment(**more):
-    "This process's environment without what a surrounding make put there; this tree's package comes first."
-    drop = {"VENV", "PYTHON", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "PYTHONPATH"}
-    return {k: v for k, v in os.environ.items() if k not in drop} | {"PYTHONPATH": str(ROOT)} | more
-
-
 # ---- one owner for every fact
 
 
@@ -273,7 +267,7 @@ def workshop(tmp_path):
 
     def make(*args):
         (tmp_path / "calls").write_text("")
-        done = subprocess.run(["make", *args], cwd=tmp_path, env=plain_environment(), capture_output=True, text=True)
+        done = subprocess.run(["make", *args], cwd=tmp_path, env=house.plain_environment(), capture_output=True, text=True)
         return done, (tmp_path / "calls").read_text()
     make.folder = tmp_path
     return make
@@ -338,7 +332,7 @@ def test_command_resolves(name, target):
 def test_help_imports_nothing_heavy(name):
     script = Path(sysconfig.get_path("scripts")) / name
     run = [sys.executable, "-X", "importtime", str(script), "--help"]
-    done = subprocess.run(run, env=plain_environment(), capture_output=True, text=True)
+    done = subprocess.run(run, env=house.plain_environment(), capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("usage:"), done.stderr[-2000:]
     imported = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "vae_nb" in imported and not imported & {"torch", "torchvision", "matplotlib", "wandb", "lpips"}
@@ -366,7 +360,7 @@ socket.socket.connect = socket.create_connection = socket.getaddrinfo = no_netwo
 
 def alone(code):
     "Run `code` where nbdev, Jupyter, wandb, lpips and the network are missing."
-    done = subprocess.run([sys.executable, "-c", ALONE + textwrap.dedent(code)], env=plain_environment(),
+    done = subprocess.run([sys.executable, "-c", ALONE + textwrap.dedent(code)], env=house.plain_environment(),
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
