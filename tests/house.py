@@ -166,7 +166,7 @@ INSTALL = '''#| hide
 import importlib.util
 
 if importlib.util.find_spec("vae_nb") is None:
-    %pip install --quiet "vae_nb @ git+https://github.com/vae-nb/vae_nb"'''
+    %pip install --quiet "vae_nb[hub,onnx,prior] @ git+https://github.com/vae-nb/vae_nb"'''
 
 
 def installs(cell):
@@ -248,11 +248,12 @@ def card(root=ROOT):
     from vae_nb.plots import grid
     model = load_pretrained("scenes")
     with torch.no_grad():
-        x_hat = decode_all(model, encode_all(model, to_float(scenes(50, size=model.size, seed=2024)[0])))
-    wall = grid(x_hat, columns=10, pad=0).resize((1280, 640), Image.Resampling.LANCZOS)
-    pen = ImageDraw.Draw(wall, "RGBA")
-    pen.rectangle((0, 448, 1280, 640), fill=(12, 18, 24, 235))
-    for text, size, y in (("vae_nb", 84, 462), ("A variational autoencoder you can read", 40, 566)):
+        x_hat = decode_all(model, encode_all(model, to_float(scenes(40, size=model.size, seed=2024)[0])))
+    wall = Image.new("RGB", (1280, 640))
+    wall.paste(grid(x_hat, columns=10, pad=0).resize((1280, 512), Image.Resampling.LANCZOS))
+    pen = ImageDraw.Draw(wall)
+    pen.rectangle((0, 512, 1280, 640), fill=(12, 18, 24))
+    for text, size, y in (("vae_nb", 52, 516), ("A variational autoencoder you can read", 32, 580)):
         pen.text((48, y), text, "white", ImageFont.truetype(findfont("DejaVu Sans:bold"), size))
     wall.save(root / "nbs/images/card.jpg", quality=88)
     grid(x_hat[:1], pad=0).resize((64, 64), Image.Resampling.LANCZOS).save(root / "nbs/images/icon.png")

@@ -2,11 +2,15 @@
 
 A cell is left out where `make test` leaves it out: flags of `tst_flags` in pyproject.toml, but for files that are at hand.
 """
+import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import venv
+from configparser import ConfigParser
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import house
@@ -84,6 +88,26 @@ def cells_that_run(path):
     book = nbformat.read(path, as_version=4)
     book.cells = [cell for cell in book.cells if cell.cell_type == "code" and (house.installs(cell) or house.runs(cell))]
     return book
+
+
+def test_pages_import_what_the_first_cell_installs():
+    "Of packages that are not Python's own: requirements, the extras of the first cell, and what any notebook has."
+    ini = ConfigParser(delimiters=["="], interpolation=None)
+    ini.read_string((house.ROOT / "settings.ini").read_text(encoding="utf-8"))
+    extras = re.search(r"vae_nb\[([\w,]+)\]", house.INSTALL)[1].split(",")
+    lines = sum((ini["DEFAULT"][key].split() for key in ["requirements", *(f"{extra}_requirements" for extra in extras)]), [])
+    there = {re.split(r"[>\[]", line)[0].lower().replace("_", "-") for line in lines} | {"ipython", "ipykernel", "vae-nb"}
+    brings, unknown = packages_distributions(), []
+    for name, path in BOOKS.items():
+        for cell in cells_that_run(path).cells:
+            code = re.sub(r"^(\s*)[%!].*", r"\1pass", cell.source, flags=re.M)
+            for node in ast.walk(ast.parse(code)):
+                modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                modules += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+                for top in {module.split(".")[0] for module in modules} - sys.stdlib_module_names:
+                    if not {package.lower().replace("_", "-") for package in brings.get(top, [])} & there:
+                        unknown.append(f"{name}: {top}")
+    assert unknown == []
 
 
 @pytest.mark.parametrize("name", CHEAP)

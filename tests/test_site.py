@@ -171,7 +171,7 @@ def test_the_cell_that_installs_does_so_only_where_the_package_is_missing():
         importlib = type("importlib", (), dict(util=type("util", (), dict(find_spec=lambda name, found=found: found or None))))
         exec(code.replace("import importlib.util", ""), dict(importlib=importlib, get_ipython=lambda: shell))
         assert len(called) == (not found)
-    assert called == [("pip", 'install --quiet "vae_nb @ git+https://github.com/vae-nb/vae_nb"')]
+    assert called == [("pip", 'install --quiet "vae_nb[hub,onnx,prior] @ git+https://github.com/vae-nb/vae_nb"')]
 
 
 def test_machines_are_told_of_every_page():

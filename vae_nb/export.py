@@ -22,10 +22,10 @@ from .train.checkpoint import load_model, packaged
 # %% ../nbs/use/04_export.ipynb #45a77f89
 def save_pretrained(
     model: VAE,
-    folder: Path,     # is made; files of these names in it are replaced
-    card: str = "",   # what the model is, in Markdown
-    prior=None,       # fitted to its latents; see `vae_nb.analysis.prior`
-) -> Path:            # the folder
+    folder: str | Path,  # is made; files of these names in it are replaced
+    card: str = "",      # what the model is, in Markdown
+    prior=None,          # fitted to its latents; see `vae_nb.analysis.prior`
+) -> Path:               # the folder
     "Write a model's weights in 16 bits, its prior and its card."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def load_pretrained(
 
 # %% ../nbs/use/04_export.ipynb #26898075
 def push_to_hub(
-    folder: Path,          # written by `save_pretrained`
+    folder: str | Path,    # written by `save_pretrained`
     repository: str,       # "user/name"
     endpoint: str = None,  # address of the Hub; None: its own
     token: str = None,     # None: the one that `hf auth login` has stored
@@ -81,7 +81,9 @@ def push_to_hub(
 # %% ../nbs/use/04_export.ipynb #4c5b9db7
 class Encode(nn.Module):
     "x -> (mu, logvar), as plain tensors."
-    def __init__(self, model): super().__init__(); self.model = model
+    def __init__(self, model: VAE):
+        super().__init__()
+        self.model = model
 
     def forward(self, x):  # (B,3,H,W) in [-1,1]
         posterior = self.model.encode(x)
@@ -90,7 +92,9 @@ class Encode(nn.Module):
 
 class Decode(nn.Module):
     "z -> x_hat."
-    def __init__(self, model): super().__init__(); self.model = model
+    def __init__(self, model: VAE):
+        super().__init__()
+        self.model = model
 
     def forward(self, z): return self.model.decode(z)
 
@@ -115,9 +119,9 @@ def halve_weights(
 
 def export_onnx(
     model: VAE,
-    folder: Path,      # is made
-    half: bool = True, # store weights in 16 bits
-) -> dict:             # "encoder" and "decoder" -> path
+    folder: str | Path,  # is made
+    half: bool = True,   # store weights in 16 bits
+) -> dict:               # "encoder" and "decoder" -> path
     "Write encoder.onnx (x -> mu, logvar) and decoder.onnx (z -> x_hat), operator set 18, any batch size."
     try:
         import onnx

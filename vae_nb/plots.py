@@ -41,7 +41,9 @@ def slim(
     return "image/png" if drawn else "image/jpeg", small.getvalue()
 
 # %% ../nbs/plots.ipynb #51a0f004
-def show_slim(formatter):
+def show_slim(
+    formatter,  # of an IPython shell: its display_formatter
+):
     "Let a notebook show and store every figure and every image once, as `slim` makes it."
     png, bundle = formatter.formatters["image/png"], formatter.mimebundle_formatter
     drawn = getattr(png, "drawn_before", None) or png.type_printers.get(plt.Figure)
@@ -96,7 +98,7 @@ def grid(
 def curves(
     rows: list,            # dictionaries with a "step" and the terms, as read from metrics.jsonl
     terms: dict,           # title of a panel -> names of the terms drawn in it
-    xlabel: str = "step",
+    xlabel: str = "step",  # under every panel
 ) -> plt.Figure:
     "Draw loss terms against steps, one panel a title; a name ending in _val is drawn as dots joined by a dashed line."
     columns = min(len(terms), 3)

@@ -1,0 +1,70 @@
+"""Every public name says what it does, and of each parameter what it is: a shape where it is a tensor.
+
+Public are the functions and classes in a module's `__all__`. A parameter that is one of our own classes is described there.
+Names that fall short today stand in undocumented.txt, to be emptied: python tests/test_docs.py > tests/undocumented.txt
+"""
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+
+from fastcore.docments import docments
+from torch import Tensor
+
+import vae_nb
+
+LIST = Path(__file__).with_name("undocumented.txt")
+SHAPE = re.compile(r"\(.*\)|same shape|scalar")
+
+
+def public():
+    "(module.name, object) of every function and class that the package offers."
+    for module in pkgutil.walk_packages(vae_nb.__path__, "vae_nb."):
+        offered = importlib.import_module(module.name)
+        for name in getattr(offered, "__all__", []):
+            thing = inspect.unwrap(getattr(offered, name))
+            if inspect.isfunction(thing) or inspect.isclass(thing):
+                yield f"{module.name}.{name}", thing
+
+
+def missing(thing):
+    "What it does not say."
+    if not inspect.getdoc(thing):
+        yield "a docstring"
+    if inspect.isclass(thing) and "__init__" not in vars(thing) and not hasattr(thing, "__dataclass_fields__"):
+        return
+    said = docments(thing, full=True)
+    for name, parameter in inspect.signature(thing).parameters.items():
+        kind, text = str(parameter.annotation), (said.get(name) or {}).get("docment")
+        if name == "self" or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if "Tensor" in kind and not (text and SHAPE.search(text)):
+            yield f"the shape of {name}"
+        elif not text and "vae_nb." not in kind:
+            yield f"what {name} is"
+
+
+def short():
+    "module.name and what is missing there, for every public name that does not say all."
+    return {name: lacks for name, thing in public() if (lacks := list(missing(thing)))}
+
+
+def test_public_names_say_what_they_are():
+    known, found = set(re.findall(r"^[\w.]+", LIST.read_text(encoding="utf-8"), re.M)), short()
+    assert "\n".join(f"{name} lacks {', '.join(found[name])}" for name in sorted(set(found) - known)) == ""
+    assert sorted(known - set(found)) == [], "these say all now: take them out of undocumented.txt"
+
+
+def test_the_rule_finds_what_is_missing():
+    def half(x: Tensor,    # an image
+             y: Tensor,    # (B,D)
+             seed: int):
+        "Does something."
+    assert list(missing(half)) == ["the shape of x", "what seed is"]
+    assert len(dict(public())) > 200
+
+
+if __name__ == "__main__":
+    for name, lacks in short().items():
+        print(f"{name}: {', '.join(lacks)}")
