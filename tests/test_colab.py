@@ -101,7 +101,7 @@ def test_pages_import_what_the_first_cell_installs():
     for name, path in BOOKS.items():
         for cell in cells_that_run(path).cells:
             code = re.sub(r"^(\s*)[%!].*", r"\1pass", cell.source, flags=re.M)
-            for node in ast.walk(ast.parse(code)):
+            for node in ast.parse(code).body:   # what a function imports is its own affair
                 modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
                 modules += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
                 for top in {module.split(".")[0] for module in modules} - sys.stdlib_module_names:
