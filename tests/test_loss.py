@@ -55,7 +55,7 @@ def test_equals_the_package(net, shape):
     assert value < 1e-5 and gradient < 1e-4
 
 
-def test_equals_the_package_on_real_pictures_with_a_trained_trunk(outside):
+def test_equals_the_package_on_real_pictures_with_a_trained_backbone(outside):
     ours = LPIPS("squeeze", str(outside("squeezenet1_1")))
     from vae_nb.data.images import decode, open_image
     with zipfile.ZipFile(outside("emoji")) as archive:
@@ -108,7 +108,7 @@ def test_either_image_or_both_may_want_a_gradient():
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_nothing_a_parent_does_reaches_the_trunk(net):
+def test_nothing_a_parent_does_reaches_the_backbone(net):
     ours, x, y = LPIPS(net, "random"), noise(), noise(seed=1)
     parent = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.9), ours)
     before = ours(x, y)
@@ -172,7 +172,7 @@ def test_sixteen_bits_and_channels_last():
     last = x.contiguous(memory_format=torch.channels_last).requires_grad_()
     exact = ours(x, y)
     assert torch.allclose(ours(last, y), exact, rtol=1e-4)
-    layouts = [a.is_contiguous(memory_format=torch.channels_last) for a in ours.activations(last)[:3] + ours.target(last, y)[:3]]
+    layouts = [a.is_contiguous(memory_format=torch.channels_last) for a in ours.activations(last)[:3] + ours._target(last, y)[:3]]
     assert all(layouts)
     with torch.autocast("cpu", torch.bfloat16): rough = ours(last, y)
     gradient, = torch.autograd.grad(rough.sum(), last)
@@ -183,7 +183,7 @@ def test_sixteen_bits_and_channels_last():
 # ---- weights
 
 
-def test_two_machines_agree_on_the_random_trunk():
+def test_two_machines_agree_on_the_random_backbone():
     code = ("import torch; from vae_nb.loss.lpips import LPIPS; torch.manual_seed(5)\n"
             "print(LPIPS('squeeze', 'random')(torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32)).item())")
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
@@ -209,9 +209,9 @@ def test_without_a_network_one_message_names_three_ways_out(offline):
     with pytest.raises(OSError) as error: LPIPS("alex", "imagenet")
     said = str(error.value)
     assert "alexnet" in said and "https://" in said and "\n" not in said
-    assert all(way in said for way in ("Put that file into the cache", "a path to a state dict", 'trunk="random"'))
-    with pytest.warns(UserWarning, match="Going on with a random trunk") as notes: fallback = LPIPS("alex", "auto")
-    assert len(notes) == 1 and fallback.description == "alex, random trunk" and time.time() - start < 10
+    assert all(way in said for way in ("Put that file into the cache", "a path to a state dict", 'backbone="random"'))
+    with pytest.warns(UserWarning, match="Going on with a random backbone") as notes: fallback = LPIPS("alex", "auto")
+    assert len(notes) == 1 and fallback.description == "alex, random backbone" and time.time() - start < 10
 
 
 def test_a_silent_network_is_given_up(monkeypatch, offline):
@@ -230,7 +230,7 @@ def test_imagenet_comes_from_the_cache_and_a_damaged_cache_says_so(offline, outs
     torch.save({f"features.{key.removeprefix('features.')}": x for key, x in state.items()}, offline / "checkpoints" / name)
     cached, local = LPIPS("squeeze", "imagenet"), LPIPS("squeeze", str(weights))
     assert torch.equal(cached(noise(), noise(seed=1)), local(noise(), noise(seed=1)))
-    assert cached.description == "squeeze, imagenet trunk"
+    assert cached.description == "squeeze, imagenet backbone"
     (offline / "checkpoints" / name).write_bytes(b"half of a fi")
     with pytest.raises(ValueError, match=f"{name} is damaged"): LPIPS("squeeze", "imagenet")
 
@@ -250,7 +250,7 @@ def test_every_bad_file_is_one_clear_line(tmp_path, outside):
     with pytest.raises(ValueError, match="alex|0.weight"): LPIPS("alex", str(outside("squeezenet1_1")))
 
 
-def test_a_trunk_cannot_smuggle_code(tmp_path):
+def test_a_backbone_cannot_smuggle_code(tmp_path):
     class Bomb:
         def __reduce__(self): return (os.mkdir, (str(tmp_path / "exploded"),))
     torch.save({"0.weight": Bomb()}, tmp_path / "bomb.pth")

@@ -155,9 +155,42 @@ def test_theory_ends_with_exercises(name):
     assert "\n".join(exercises_are_solved(THEORY[name])) == ""
 
 
-@pytest.mark.parametrize("name", [name for name, book in PAGES.items() if "**Reading time**" in json.dumps(book)])
+LEARNER = {name: book for name, book in BOOKS.items() if re.match(r"theory/(?!00)|tour|model/|loss/", name)}
+SIDEBAR = re.findall(r"- ((?:[\w-]+/)?[\w-]+\.ipynb)", (house.ROOT / "_quarto.yml").read_text(encoding="utf-8"))
+CITEKEYS = set(re.findall(r"^@\w+\{(\w+),", (house.ROOT / "nbs/references.bib").read_text(encoding="utf-8"), re.M))
+
+
+def helps_to_learn(name, book):
+    "Goals, needs and minutes at the top; a recap, three kinds of exercise, references and the next page at the end."
+    text = "\n".join(source(cell) for cell in book["cells"] if cell["cell_type"] == "markdown")
+    top, _, end = text.partition("\n## What you can say now")
+    for words in (r"\*\*(After this page you can|You will be able to)\*\*", r"\*\*You need\*\*"):
+        if not re.search(words, top): yield f"no {words} at the top"
+    for words in (r"^## Predict, then run", r"<details", r"\*\*\d+\. To program", r"\*\*\d+\. Open", r"^## References",
+                  r"\]\(https?://"):
+        if not re.search(words, end, re.M): yield f"no {words} after '## What you can say now'"
+    yield from (f"@{key}: not in references.bib" for key in re.findall(r"@([a-z]+\d{4}\w*)", text) if key not in CITEKEYS)
+    following = re.findall(r"Next:?\*{0,2}:? .*?\]\((?:\.\./)?([\w/]+\.ipynb)", end)
+    after = SIDEBAR[SIDEBAR.index(name) + 1]
+    if not following or following[-1].split("/")[-1] != after.split("/")[-1]: yield f"next is {following[-1:]}, not {after}"
+
+
+@pytest.mark.parametrize("name", LEARNER)
+def test_a_page_helps_to_learn(name):
+    assert "\n".join(helps_to_learn(name, LEARNER[name])) == ""
+
+
+@pytest.mark.parametrize("name", [*LEARNER, "theory/00_notation.ipynb"])
 def test_pages_say_how_long_they_take(name):
-    assert "\n".join([*reading_time_is_true(PAGES[name]), *checks_are_folded(PAGES[name])]) == ""
+    found = [*reading_time_is_true(BOOKS[name]), *(checks_are_folded(BOOKS[name]) if name in PAGES else [])]
+    assert "\n".join(found) == ""
+
+
+@pytest.mark.parametrize("part", [r"\*\*You need\*\*", "## Predict, then run", "## References", r"https?://", r"Next", "Open"])
+def test_what_helps_to_learn_is_missed(part):
+    name, book = next(iter(LEARNER.items()))
+    cells = [cell | {"source": re.sub(part, "", source(cell))} for cell in book["cells"]]
+    assert [*helps_to_learn(name, book | {"cells": cells})]
 
 
 def test_one_symbol_has_one_meaning():

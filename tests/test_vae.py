@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from vae_nb.model.distributions import Posterior
-from vae_nb.model.layers import Down, HalfResHead, Hourglass, PatchEmbed, PixelShuffleHead, ResBlock, Up, conv, groups
+from vae_nb.model.layers import Down, PatchEmbed, PixelShuffleHead, ResBlock, Up, conv, groups
+from vae_nb.model.refinements import HalfResHead, Hourglass
 from vae_nb.model.vae import PRESETS, VAE, VAEConfig, costs
 from vae_nb.train.config import CHOICES, RECIPES, recipe
 
@@ -244,7 +245,7 @@ def test_a_residual_block_is_its_formula(c_in, c_out):
 def test_convolutions_start_with_the_scale_they_promise():
     torch.manual_seed(0)
     for layer, std in [(conv(64, 64), 1 / 24), (conv(64, 64, kernel=1), 1 / 8), (conv(64, 64, gain=0.5), 1 / 48),
-                       (ResBlock(64).conv1, 1 / 24), (ResBlock(64).conv2, 0.1 / 24), (Hourglass(64, 64).say, 0.1 / 24)]:
+                       (ResBlock(64).conv1, 1 / 24), (ResBlock(64).conv2, 0.1 / 24), (Hourglass(64, 64).project, 0.1 / 24)]:
         assert abs(layer.weight.std() / std - 1) < 0.05 and not layer.bias.any()
 
 
@@ -259,9 +260,9 @@ def test_resolution_changes_by_stride_and_by_repeating():
 def test_an_hourglass_is_its_formula():
     torch.manual_seed(0)
     layer, x = Hourglass(8, 32, group_size=16), torch.randn(2, 8, 6, 6)
-    down, block, norm, _ = layer.look
+    down, block, norm, _ = layer.low_res
     h = silu_norm(block(down(x)), 2, norm).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    assert torch.allclose(layer(x), x + same_conv(h, layer.say), atol=1e-5)
+    assert torch.allclose(layer(x), x + same_conv(h, layer.project), atol=1e-5)
 
 
 def test_heads_and_stems_are_their_formulas():

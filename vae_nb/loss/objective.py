@@ -41,7 +41,8 @@ def implied_scale(
     latents: str = "mean",  # reduction of the KL over the D latent dimensions
 ) -> float:                 # b, in units of intensity (images span [-1,1])
     "The Laplace scale for which L1 + beta*KL is a negative ELBO, but for constants."
-    coefficient = lambda reduction, count: 1 / count if reduction == "mean" else 1.0
+    def coefficient(reduction, count):
+        return 1 / count if reduction == "mean" else 1.0
     return beta * coefficient(latents, D) / coefficient(pixels, N)
 
 # %% ../../nbs/loss/01_objective.ipynb #aefa4abc
@@ -50,7 +51,7 @@ def elbo(
     kl: Tensor,              # (B,) nats per image, summed over latent dimensions
     beta: float = 1.0,       # weight of the KL; a lower bound on log p(x) if >= 1
 ) -> Tensor:                 # (B,) nats per image
-    "One-sample estimate of the evidence lower bound (Kingma & Welling 2014, eq. 3)."
+    "One-draw estimate of the ELBO (Kingma & Welling 2014, eq. 7 with L = 1)."
     if log_likelihood.ndim != 1 or log_likelihood.shape != kl.shape:
         shapes = f"{tuple(log_likelihood.shape)} and {tuple(kl.shape)}"
         raise ValueError(f"elbo: expected two tensors (B,), got {shapes}")
@@ -60,7 +61,7 @@ def elbo(
 def iwae_bound(
     log_weights: Tensor,  # (K,B) nats: log p(x,z) - log q(z|x), K draws of z from q
 ) -> Tensor:              # (B,) nats per image
-    "Logarithm of the mean of K importance weights (Burda et al. 2016, eq. 8)."
+    "One estimate of the importance-weighted bound (Burda et al. 2016, eq. 8)."
     if log_weights.ndim != 2:
         raise ValueError(f"iwae_bound: expected (K,B), got {tuple(log_weights.shape)}")
     return log_weights.logsumexp(0) - math.log(len(log_weights))
@@ -85,10 +86,8 @@ def bits_per_dim(
 # %% ../../nbs/loss/01_objective.ipynb #32c5ca0b
 SCHEDULES = dict(
     constant=lambda t: 1.0,
-    # the first quarter of the run
-    warmup=lambda t: min(1.0, 4 * t),
-    # four times: climb, then stay
-    cyclical=lambda t: min(1.0, 2 * (4 * t % 1)) if t < 1 else 1.0)
+    warmup=lambda t: min(1.0, 4 * t),   # the first quarter of the run
+    cyclical=lambda t: min(1.0, 2 * (4 * t % 1)) if t < 1 else 1.0)  # four times
 
 
 def beta_share(
@@ -97,9 +96,8 @@ def beta_share(
 ) -> float:                      # in [0,1], to be multiplied with beta
     "How much of beta counts at this point of a run."
     if schedule not in SCHEDULES:
-        raise ValueError(
-            f"schedule: expected one of {', '.join(SCHEDULES)}, got {schedule!r}"
-        )
+        known = ", ".join(SCHEDULES)
+        raise ValueError(f"schedule: expected one of {known}, got {schedule!r}")
     return SCHEDULES[schedule](t)
 
 # %% ../../nbs/loss/01_objective.ipynb #1b313bba
@@ -167,21 +165,23 @@ class Objective(nn.Module):
         terms = dict(l1=l1.mean(), kl=reduce(paid, self.latents).mean())
         if self.pixels == "calibrated":
             terms["nll"] = calibrated(l1, x[0].numel()).mean()
-        if self.lpips is not None: terms["lpips"] = self.lpips(x_hat, x).mean()
         loss = terms.get("nll", terms["l1"]) + self.beta * beta_weight * terms["kl"]
-        if "lpips" in terms: loss = loss + self.lpips_weight * terms["lpips"]
+        if self.lpips is not None:
+            terms["lpips"] = self.lpips(x_hat, x).mean()
+            loss = loss + self.lpips_weight * terms["lpips"]
         return dict(loss=loss, **terms, rate=reduce(kl, "sum").mean().detach())
 
     @property
     def units(self) -> dict:  # term -> (unit, how it is reduced within an image)
         "What the numbers mean. All are means over the batch."
         pixels = "sum" if self.pixels == "sum" else "mean"
-        found = dict(
-            loss=("", "weighted sum"), l1=("intensity", f"{pixels} over pixels")
-        )
-        found["kl"] = ("nats", f"{self.latents} over latent dims")
-        if self.pixels == "calibrated": found["nll"] = ("nats", "sum over pixels")
-        if self.lpips is not None: found["lpips"] = ("LPIPS", "mean over places")
+        found = dict(loss=("", "weighted sum"),
+                     l1=("intensity", f"{pixels} over pixels"),
+                     kl=("nats", f"{self.latents} over latent dims"))
+        if self.pixels == "calibrated":
+            found["nll"] = ("nats", "sum over pixels")
+        if self.lpips is not None:
+            found["lpips"] = ("LPIPS", "mean over places")
         return dict(found, rate=("nats", "sum over latent dims"))
 
     def describe(self,

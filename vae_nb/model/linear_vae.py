@@ -1,4 +1,4 @@
-"""The one VAE whose log p(x) is known exactly: its evidence, posterior, ELBO and gap in closed form.
+"""The one VAE whose log p(x) is known exactly: evidence, posterior, ELBO and gap in closed form.
 
 Docs: https://vae-nb.github.io/vae_nb/theory/linear_vae.html.md"""
 
@@ -133,7 +133,7 @@ def fit(cls: LinearVAE,
     beta: float = 1.0,    # weight of the KL; 1 is maximum likelihood
     s: float = None,      # noise, if it is given; None finds the best one
 ) -> "LinearVAE":
-    "The best decoder (Tipping & Bishop 1999, eqs 7, 8; with beta*s^2 for beta != 1)."
+    "The best decoder (Tipping & Bishop 1999; with beta*s^2 for beta != 1)."
     M, N = x.shape
     if not 1 <= D < min(M, N):
         raise ValueError(f"fit: expected 1 <= D < {min(M, N)} for x {(M, N)}, "
@@ -141,7 +141,8 @@ def fit(cls: LinearVAE,
     mean = x.double().mean(0)
     _, singular, axes = torch.linalg.svd(x.double() - mean, full_matrices=False)
     eigenvalues = singular ** 2 / M                     # of the covariance, falling
-    if s is None: s = best_noise(eigenvalues, D, N, beta)
+    if s is None:
+        s = best_noise(eigenvalues, D, N, beta)
     lengths = (eigenvalues[:D] - beta * s ** 2).clamp(min=0).sqrt()
     return cls(axes[:D].T * lengths, mean, s)
 
@@ -155,7 +156,8 @@ def best_noise(
     "The best noise, with as many active dimensions as the bound rewards."
     left_out = lambda k: (eigenvalues[k:].sum() / (N - beta * k)).sqrt()
     k = 0
-    while k < D and not collapses(eigenvalues[k], left_out(k), beta): k += 1
+    while k < D and not collapses(eigenvalues[k], left_out(k), beta):
+        k += 1
     if not left_out(k) ** 2 > 1e-12 * eigenvalues.sum():
         raise ValueError(f"fit: x does not vary beyond its first {k} axes, so the best "
                          "s is 0 and log p has no maximum; give an s, or a smaller D")
