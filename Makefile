@@ -48,8 +48,8 @@ checks: $(TEST_READY)
 	@$(BIN)/python -m ruff check --quiet .
 	@echo "3/4  every notebook, two at a time"
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/house.py notebooks
-	@echo "4/4  tests"
-	@$(BIN)/python -m pytest -q $(SELECT)
+	@echo "4/4  tests, two at a time"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal $(SELECT)
 
 gpu: ## on a machine with a GPU: measure, train the reference run, test (at most ten minutes; needs no network)
 	@if ls .gpu/wheels/*.whl >/dev/null 2>&1; then \
