@@ -403,7 +403,7 @@ def runs(given):
             begin(given, jobs, *queue.pop(0))
         if resumed and resumed.poll() is not None and "ablations" not in jobs and left(given) > 60:
             pack(given)
-            words = ["--backbone", TRUNK, "--steps", "500", "--arm", "default", "no_refinement", "constant_beta", "patch4"]
+            words = ["--backbone", TRUNK, "--steps", "500", "--arm", "default", "no_refinement", "constant_beta"]
             begin(given, jobs, "ablations", experiment(given, "ablations", (left(given) - 40) / 60, *words))
         if not queue and resumed and all(job.poll() is not None for job in jobs.values()): break
     conclude(given, jobs)
