@@ -7,9 +7,9 @@ r"""What is each part worth? Losses, latents and designs with one part changed, 
 Every arm sees the same number of scenes (flipped at random; AdamW, a cosine, averaged weights). For each, one seed looks for the
 best of the learning rates on held-out scenes, by the arm's own loss; two more seeds are trained with that one. What is reported
 comes from other held-out scenes: L1, PSNR, LPIPS(squeeze) of reconstructions from one draw of z, and the rate. The arms of
-GALLERY are trained once, for their pictures. Finished runs stay in the folder given by --work; ablations_CARD.json has the figures,
-ablations.jpg four held-out scenes as each arm shows them (from the posterior means, best learning rate, first seed), and beside
-them four samples, decoded from N(0, I).
+GALLERY are trained once, for their pictures. Finished runs stay in the folder given by --work; ablations_CARD.json has the
+figures, ablations.jpg four held-out scenes as each arm shows them (from the posterior means, best learning rate, first seed), and
+beside them four samples, decoded from N(0, I).
 """
 import argparse
 import copy

@@ -6,8 +6,9 @@ Scenes of 32x32 pixels, a vector of 16 latents, no flips (they would change two 
 errors over all pixel values of images in [-1,1] plus beta times the sum of the KL: the negative beta-ELBO, but for a constant, of
 a Laplace likelihood with scale 1. (Equally, beta is the scale of the Laplace likelihood whose ELBO is maximised.)
 Trained models stay in the folder given by --work; beta_sweep_cpu.json has rate, distortion, KL of every dimension, active units,
-and MIG, SAP and DCI of one draw of z for each of 3,000 held-out scenes, and of those draws rotated at random; beta_sweep.jpg eight of them as the first seed shows them,
-beta_sweep_traversals.jpg what the dimensions of the model with the highest MIG do.
+and MIG, SAP and DCI of one draw of z for each of 3,000 held-out scenes, and of those draws rotated at random; beta_sweep.jpg
+eight of those scenes as the first seed shows them, beta_sweep_traversals.jpg what the dimensions of the model with the highest
+MIG do.
 """
 import argparse
 import time

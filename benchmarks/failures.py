@@ -3,9 +3,10 @@ r"""Five ways to fail, each made on purpose: what they look like in curves and i
     python benchmarks/failures.py                                       three minutes of one core
 
 One small VAE on scenes of 32x32 pixels, L1 + 0.02 KL, Adam; and the same with one mistake: a learning rate a thousand times too
-large, for Adam and for plain gradient descent; the KL summed where the pixels are averaged, with beta = 1; images left in 0..255; and a validation split that leaks (every
-scene is there in six slightly different views, and the views are split at random). failures_cpu.json has the curves, failures.jpg
-six reconstructions and four samples of each run, failures_leak.jpg twelve pictures of the leaking one above their reconstructions.
+large, for Adam and for plain gradient descent; the KL summed where the pixels are averaged, with beta = 1; images left in
+0..255; and a validation split that leaks (every scene is there in six slightly different views, and the views are split at
+random). failures_cpu.json has the curves, failures.jpg six reconstructions and four samples of each run, failures_leak.jpg
+twelve pictures of the leaking one above their reconstructions.
 """
 import argparse
 import math

@@ -9,8 +9,8 @@ from fastcore.script import CliError
 from PIL import Image
 
 from vae_nb import commands
+from vae_nb.analysis import disentanglement, generate, metrics
 from vae_nb.analysis import factors as fr
-from vae_nb.analysis import generate, metrics
 from vae_nb.data.dataset import to_float
 from vae_nb.data.scenes import render, scene_factors
 from vae_nb.model.vae import VAE
@@ -204,3 +204,30 @@ def test_a_folder_of_ones_own_is_evaluated_mapped_and_encoded(saved, folder, cap
 def test_commands_refuse_in_one_line(saved, folder, call, said):
     with pytest.raises(CliError, match=said) as error: call(str(saved), str(folder))
     assert str(error.value).startswith("vae-") and "\n" not in str(error.value)
+
+
+# ---- disentanglement
+
+def test_scores_tell_a_perfect_code_from_a_rotated_one():
+    v = scene_factors(range(1500), seed=3).float()
+    g = torch.Generator().manual_seed(0)
+    perfect = disentanglement.standardize(v) + 0.02 * torch.randn(v.shape, generator=g)
+    rotated = perfect @ torch.linalg.qr(torch.randn(8, 8, generator=g))[0]
+    good, bad = (disentanglement.disentanglement(z, v) for z in (perfect, rotated))
+    assert json.loads(json.dumps(good)) == good and len(good["of_factors"]["mig"]) == 8
+    for key in ("mig", "sap", "dci_disentanglement", "dci_completeness"):
+        assert good[key] > 0.75 and bad[key] < 0.5 * good[key], key
+
+
+def test_one_dimension_for_two_factors_is_half_disentangled():
+    assert disentanglement.dci(torch.eye(3)) == pytest.approx((1, 1))
+    assert disentanglement.dci(torch.tensor([[1.0, 1.0], [0.0, 0.0]])) == pytest.approx((0, 1))
+
+
+@pytest.mark.parametrize("wrong, said", [
+    (lambda z, v: disentanglement.mig(z[:5], v), r"codes \(M,D\) and factors \(M,K\)"),
+    (lambda z, v: disentanglement.sap(z[:, :1], v), "at least 2 latent dimensions, got 1"),
+    (lambda z, v: disentanglement.binned(z, 200), "at least 200 rows"),
+])
+def test_codes_that_cannot_be_scored_are_refused(wrong, said):
+    with pytest.raises(ValueError, match=said): wrong(torch.randn(100, 4), torch.rand(100, 8))

@@ -14,8 +14,8 @@ import math
 import torch
 from torch import Tensor
 
-from .factors import COLUMNS, HUES
 from ..data.scenes import FACTORS, SHAPES
+from .factors import COLUMNS, HUES
 
 # %% ../../nbs/analysis/04_disentanglement.ipynb #d4a00009
 BINS = 20  # of every latent dimension and factor
@@ -138,7 +138,8 @@ def importances(
     seed: int = 0,    # of the forest
 ) -> tuple:           # (D,8) importances, each column sums to 1; (8,) held-out R2
     "What a random forest uses to read each factor, and how well it does."
-    try: from sklearn.ensemble import RandomForestRegressor
+    try:
+        from sklearn.ensemble import RandomForestRegressor
     except ImportError as error:
         message = "DCI needs scikit-learn: pip install vae_nb[prior]"
         raise ImportError(message) from error
