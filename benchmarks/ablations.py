@@ -44,10 +44,10 @@ ARMS = {  # name: (what is changed, the arm)
             FULL | dict(lpips=False, squared=True, beta=0.002)),
     "no_kl": ("L1 + LPIPS, no KL", FULL | dict(beta=0.0)),
     "vector": ("a vector latent with as many numbers as the grid has", FULL | dict(vector=1)),
+}
+GALLERY = {  # one run each
     "no_norm": ("no GroupNorm anywhere", FULL | dict(without="norm")),
     "no_skip": ("residual blocks without their skip connection", FULL | dict(without="skip")),
-}
-GALLERY = {
     "beta_0.2": ("ten times the beta", FULL | dict(beta=0.2)),
     "beta_1": ("beta = 1, fifty times the default's", FULL | dict(beta=1.0)),
     "few": ("a vector of 4 numbers (beta divided like the dimensions: the same Laplace scale)",
