@@ -15,7 +15,7 @@ from record import RESULTS, header
 
 from vae_nb.analysis.factors import factor_errors, read_factors, valid_scenes
 from vae_nb.analysis.generate import decode_all, encode_all, factor_rows
-from vae_nb.analysis.metrics import compare_sets, reconstruction_metrics
+from vae_nb.analysis.metrics import compare_sets, reconstruction_metrics, sample_images
 from vae_nb.analysis.prior import load_prior
 from vae_nb.data.dataset import load_images, to_float
 from vae_nb.data.scenes import render, scene_factors
@@ -23,6 +23,7 @@ from vae_nb.export import load_pretrained
 from vae_nb.loss.lpips import LPIPS
 from vae_nb.plots import grid
 
+COOL = (0.85, 0.7)  # temperatures
 IMAGES = RESULTS.parents[1] / "nbs" / "images"
 
 
@@ -66,12 +67,12 @@ def main():
     rows.save(IMAGES / "ready_factors.jpg", quality=92, subsampling=0)
     priors = {"N(0, I)": None} | {load_prior(path).kind: load_prior(path, model) for path in given.priors}
     record["samples"] = {}
-    for name, prior in priors.items():
-        model.with_prior(prior)
-        g = torch.Generator().manual_seed(0)
-        made = torch.cat([model.sample(100, g).clamp(-1, 1) for _ in range(given.n // 100)])
+    cases = [(name, prior, 1.0) for name, prior in priors.items()]
+    cases += [(f"{name}, temperature {cool}", prior, cool) for name, prior in priors.items() if name == "flow" for cool in COOL]
+    for name, prior, temperature in cases:
+        made = sample_images(model, given.n, prior, temperature).clamp(-1, 1)
         record["samples"][name] = dict(valid=valid_scenes(made).float().mean().item(), **compare_sets(x, made, "factors"))
-        picture(made[:16], 8, IMAGES / f"ready_samples_{name.split('(')[0].lower()}.jpg")
+        if temperature == 1: picture(made[:16], 8, IMAGES / f"ready_samples_{name.split('(')[0].lower()}.jpg")
     record["samples"]["real scenes"] = dict(valid=valid_scenes(x).float().mean().item())
     (RESULTS / "ready_model.json").write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps({key: record[key] for key in ("reconstruction", "factors", "samples")}, indent=1))
