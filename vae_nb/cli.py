@@ -52,7 +52,9 @@ def _in_options(message: str) -> str:
     return f"--{name.replace('_', '-')}:{rest}" if name in Config.__dataclass_fields__ else message
 
 
-def plain_errors(func):
+def plain_errors(
+    func,  # of a command
+):         # a function with the same arguments
     "Turn errors that a user can mend into one line; a traceback remains for the others."
     @wraps(func)
     def wrapped(*args, **kwargs):
@@ -104,7 +106,11 @@ def vae_train(
         raise CliError(str(stopped)) from None
 
 # %% ../nbs/use/01_cli.ipynb #5a0f3a98
-def save_picture(picture, out: str, quiet: bool = False):
+def save_picture(
+    picture,   # of Pillow
+    out: str,  # file to write
+    quiet: bool = False,  # say nothing
+):
     "Write a picture, and say where."
     from vae_nb.train.checkpoint import atomic_write
     kind, content = picture_format(out), BytesIO()
@@ -121,7 +127,9 @@ def _read_images(paths, size, n=None):
     return to_float(read_images(list(paths), size, n))
 
 
-def picture_format(out: str) -> str:
+def picture_format(
+    out: str,  # name of a picture
+) -> str:      # PNG, JPEG, ...
     "The format that a picture's name asks for, or a ValueError before any work is done."
     from PIL import Image
     kind = Image.registered_extensions().get(Path(out).suffix.lower())
@@ -187,7 +195,11 @@ def vae_sample(
     print(f"{out}: {n:,} pictures")
 
 
-def named_prior(path: str, model, device: str = None):
+def named_prior(
+    path: str,  # of a fitted prior; none or empty: N(0, I)
+    model,      # whose prior it is
+    device: str = None,  # None: that of the model
+):              # a `Prior`, or None for N(0, I)
     "A prior from its file, or None for N(0, I)."
     if path in ("", "none"):
         return None

@@ -373,8 +373,8 @@ def split(
 # %% ../../nbs/data/04_dataset.ipynb #141affe5
 def epoch_permutation(
     count: int,  # images
-    epoch: int,
-    seed: int = 0,
+    epoch: int,  # counted from 0
+    seed: int = 0,  # of the run
 ) -> tuple[LongTensor, Tensor]:  # (count,) a permutation; (count,) bool, which to flip
     "The order of an epoch and its flips: a function of (seed, epoch), the same on every device"
     g = torch.Generator().manual_seed(int(digest("order", seed, epoch)[:15], 16))
@@ -385,13 +385,13 @@ def batches(
     images: Tensor,  # (M,3,S,S) uint8, mapped from a file or on `device`
     index: LongTensor,  # (m,) which of them
     batch_size: int,  # images a step, over all processes
-    epoch: int = 0,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
+    epoch: int = 0,  # counted from 0; it decides order and flips, with the seed
+    seed: int = 0,  # of the run
+    device: str | torch.device = "cpu",  # where the batches go
     flip: bool = True,  # mirror half of the images, drawn anew each epoch
     start: int = 0,  # batches of this epoch that are done already
     drop_last: bool = False,  # leave out a last batch that is not full
-    shuffle: bool = True,
+    shuffle: bool = True,  # in a new order each epoch, else in that of `index`
     share: tuple = (0, 1),  # this process's rank, and how many processes share each batch
 ) -> Iterator[Tensor]:  # (B,3,S,S) float32 in [-1,1], on `device`
     "The batches of one epoch, from batch `start` on"

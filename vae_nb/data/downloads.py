@@ -126,12 +126,12 @@ def _digest_of(
 @dataclass(frozen=True)
 class NamedSet:
     "A set of images that is known by name: where it comes from, and how it is recognised"
-    name: str
+    name: str  # as a source is called
     repo: str  # on GitHub, or on the Hugging Face Hub
     revision: str | None  # a commit; None: the newest
     pattern: str  # of the paths that belong to it: a regular expression, or a glob on the Hub
-    licence: str
-    count: int
+    licence: str  # of the pictures
+    count: int  # pictures
     digest: str = ""  # `_digest_of` its pictures
     column: str = ""  # on the Hub: of the parquet files, with the encoded images
 

@@ -25,8 +25,8 @@ from .loop import TrainState, new_state
 
 # %% ../../nbs/train/04_checkpoint.ipynb #f39acfdb
 def atomic_write(
-    path: Path,
-    content: bytes,
+    path: Path,      # file to write, or to replace
+    content: bytes,  # all of it
 ):
     "Write a file so that at every moment either the old or the new one is there, whole."
     path = Path(path)

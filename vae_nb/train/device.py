@@ -40,7 +40,7 @@ def _has_bf16(device: torch.device) -> bool:
 
 
 def autocast_dtype(
-    device: torch.device | str,
+    device: torch.device | str,  # where it is computed
     precision: str = "auto",    # bf16, fp16, fp32; auto: bf16 if fast, fp16 on an old GPU, or fp32
 ) -> torch.dtype:               # float32: no autocast
     "The type that convolutions are computed in."
@@ -51,8 +51,8 @@ def autocast_dtype(
 
 
 def autocast(
-    device: torch.device,
-    precision: str = "auto",
+    device: torch.device,     # where it is computed
+    precision: str = "auto",  # see `autocast_dtype`
 ):                            # a context manager
     "Run convolutions and matrix products in 16 bits where that is wanted."
     dtype = autocast_dtype(device, precision)
@@ -61,7 +61,7 @@ def autocast(
 # %% ../../nbs/train/03_device.ipynb #9888f76b
 @contextmanager
 def backend_flags(
-    device: torch.device,
+    device: torch.device,  # where it is computed
     deterministic: bool = False,  # operations that repeat themselves to the bit, if there are any
     threads: int = 0,             # of the processor; 0: as they are
 ):
@@ -98,7 +98,7 @@ def _current_flags() -> tuple:
 # %% ../../nbs/train/03_device.ipynb #7d6bfe09
 def to_device_if_fits(
     images: Tensor,  # (M,3,S,S) uint8
-    device: torch.device,
+    device: torch.device,  # where they are wanted
     free: int = None,  # bytes free on the device; None: ask it
 ) -> Tensor:         # on the device if that leaves half of its free memory, else the same tensor
     "Move the images to the device if they fit well."
@@ -114,7 +114,7 @@ _WORTH_COMPILING = 2000 * 32 * 128**2  # pixels of a run; with fewer, it costs m
 
 def should_compile(
     choice: str,  # on, off or auto
-    device: torch.device,
+    device: torch.device,  # where it is computed
     pixels: int,  # that the whole run sees, so that a resumed one computes as before
 ) -> bool:
     "Is this run going to be compiled?"
@@ -134,7 +134,7 @@ class CUDAGraphStep:
     "A step that is recorded as a CUDA graph after a few ordinary ones, and then replayed."
     def __init__(self,
         step,            # (*inputs) -> dict of terms; the inputs are tensors of fixed shapes
-        ordinary: int = 5,
+        ordinary: int = 5,  # steps before the one that is recorded
     ):
         self.step, self.ordinary, self.graph = step, ordinary, None
 

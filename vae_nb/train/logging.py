@@ -47,7 +47,7 @@ def _append_row(path: Path, row: dict):
 
 
 def drop_rows_after(
-    path: Path,
+    path: Path,  # metrics.jsonl
     step: int,  # the step a run goes on from
 ):
     "Keep the rows up to a step."

@@ -44,9 +44,9 @@ def learning_rate(
 
 
 def set_lr(
-    optimizer: torch.optim.Optimizer,
-    lr: float,
-) -> float:   # lr
+    optimizer: torch.optim.Optimizer,  # of a `TrainState`
+    lr: float,  # the new rate
+) -> float:     # the same
     "The learning rate of the next step; on a GPU it lies there, and is filled in."
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
@@ -62,7 +62,7 @@ class TrainState:
     config: Config
     model: VAE
     ema: VAE                 # the average of the model's weights
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer  # with its memory of earlier gradients
     nonfinite_steps: Tensor  # () steps in a row without a finite loss, on the device
     loss_scale: Tensor       # () factor of the loss in fp16; else 1
     step: int = 0            # steps done
@@ -97,10 +97,10 @@ def new_state(
 
 # %% ../../nbs/train/02_loop.ipynb #d29030fa
 def noise(
-    seed: int,
+    seed: int,       # of the run
     step: int,       # steps done
     shape: tuple,    # (B,*latent_shape)
-    device: torch.device,
+    device: torch.device,  # where it is drawn
 ) -> Tensor:         # standard normal
     "The noise of a step: a function of (seed, step)."
     generator = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
@@ -109,7 +109,7 @@ def noise(
 
 def run_length(
     config: Config,
-    train: Tensor,  # indices of the training images
+    train: Tensor,  # (m,) indices of the training images
 ) -> tuple:         # steps in an epoch, steps in the whole run
     "Full batches in one pass (or one smaller batch, if there are too few images)."
     per_epoch = max(1, len(train) // config.batch_size)
@@ -119,7 +119,7 @@ def run_length(
 def _remaining_batches(
     state: TrainState,
     images: Tensor,  # (M,3,H,W) uint8
-    train: Tensor,   # indices of the training images
+    train: Tensor,   # (m,) indices of the training images
     process: SingleProcess = SINGLE,  # who takes which share of a batch
 ):                   # pairs of (B,3,H,W) images in [-1,1] and (B,*latent_shape) noise
     "The batches from this step to the end of the run."
@@ -157,7 +157,7 @@ def step(
     forward,      # (x, eps, beta_weight) -> dict of terms: see `forward_pass`
     x: Tensor,    # (B,3,H,W) in [-1,1]: this process's share of the batch
     eps: Tensor,  # (B,*latent_shape) noise
-    beta_weight: Tensor | float = 1.0,  # share of beta that counts in this step
+    beta_weight: Tensor | float = 1.0,  # () share of beta that counts in this step
     process: SingleProcess = SINGLE,    # who shares the batch
 ) -> dict:        # 0-d tensors: mean terms, grad_norm (unclipped), skipped (0 or 1)
     "Forward, backward, clip, AdamW. Nothing in here waits for the device."
@@ -238,7 +238,7 @@ def validate(
     state: TrainState,
     objective: nn.Module,  # the one that is trained with
     images: Tensor,        # (M,3,H,W) uint8
-    index: Tensor,         # which of them are held out
+    index: Tensor,         # (m,) which of them are held out
 ) -> dict:                 # name_val -> float: means of terms and psnr (decibels)
     "The training objective on held-out images, with the averaged weights."
     config, device, model = state.config, state.device, state.ema
@@ -258,8 +258,8 @@ def validate(
 # %% ../../nbs/train/02_loop.ipynb #ee72fde9
 def mean_image_psnr(
     images: Tensor,  # (M,3,H,W) uint8
-    train: Tensor,   # indices of the images to average
-    val: Tensor,     # indices of the images to compare with
+    train: Tensor,   # (m,) indices of the images to average
+    val: Tensor,     # (n,) indices of the images to compare with
 ) -> float:          # decibels, mean over the held-out images
     "PSNR of the mean training image: what a model without a latent could reach."
     sums = [to_float(images[part]).sum(0, dtype=torch.float64) for part in train.split(512)]
@@ -278,7 +278,7 @@ class Reporter:
 # %% ../../nbs/train/02_loop.ipynb #38c0a6e4
 def prepare_step(
     state: TrainState,
-    objective: nn.Module,
+    objective: nn.Module,  # (x, x_hat, posterior, beta_weight) -> dict of terms
     total: int,    # steps in the whole run
     process: SingleProcess = SINGLE,
 ):                 # (x, eps, beta_weight) -> dict of terms
@@ -303,8 +303,8 @@ def fit(
     state: TrainState,
     objective: nn.Module,     # (x, x_hat, posterior, beta_weight) -> dict of terms
     images: Tensor,           # (M,3,H,W) uint8
-    train: Tensor,            # indices of the training images
-    val: Tensor = None,       # indices of the held-out images; None: no validation
+    train: Tensor,            # (m,) indices of the training images
+    val: Tensor = None,       # (n,) indices of the held-out images; None: no validation
     reporter: Reporter = None,  # None: nothing is reported
     process: SingleProcess = SINGLE,  # who shares the work
     stop=lambda: False,       # asked after every step: is it time to stop?

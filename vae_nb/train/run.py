@@ -64,7 +64,9 @@ def _resolve_source(
     return source if named else str(path.resolve())
 
 
-def read_record(run: Path) -> dict:
+def read_record(
+    run: Path,  # run folder
+) -> dict:      # what `train_run` has written there
     "config.json of a run, or a ValueError if there is none, or one that a run did not write."
     try:
         record = json.loads((run / "config.json").read_text())
@@ -80,7 +82,7 @@ def read_record(run: Path) -> dict:
 
 
 def check_folder(
-    run: Path,
+    run: Path,        # run folder
     resume: bool,     # go on with what is there
     overwrite: bool,  # replace what is there
     source: str = "", # in full; with a source, a resumed run may also begin
@@ -351,8 +353,8 @@ def _check_loss(state, objective, images, train):
 def train_run(
     source: str,      # scenes, a folder, an archive, a named set; "" in a resumed run
     run: Path,        # run folder
-    resume: bool,
-    overwrite: bool,
+    resume: bool,     # go on with what is there; with a source: or begin
+    overwrite: bool,  # replace what is there
     given: dict,      # fields of Config
     audit: bool = False,  # audit the loss first
 ):
