@@ -351,8 +351,8 @@ def _look(sdf, stage, i, x, y):
     return light * (1 - .1 * (x * x + y * y))        # a lens is a little darker towards its corners
 
 # %% ../../nbs/data/01_scenes.ipynb #88c12ee8
-_ROOKS = [(1, -3), (-1, 3), (5, 1), (-3, -5), (-5, 5), (-7, -1), (3, 7), (7, -7)]
-_ROOKS = torch.tensor(_ROOKS).T[..., None] / 8
+_ROOKS = torch.tensor([(1, -3), (-1, 3), (5, 1), (-3, -5),
+                       (-5, 5), (-7, -1), (3, 7), (7, -7)]).T[..., None] / 8
 
 def _edges(light, jump=.06):
     "Positions of pixels (3,M,S,S) that differ from a neighbour by over `jump` of a screen's range."

@@ -381,9 +381,9 @@ def train_run(
             reporter = stack.enter_context(_reporter(run, state, facts, total, images, val))
         start, said = time.perf_counter(), ""
         fit(state, objective, images, train, val if main else None, reporter, process, stop)
-        if main and state.step < total:
+        if reporter and state.step < total:
             said = _stopped(run, reporter, state, total)
-        elif main:
+        elif reporter:
             summary = _measure(state, objective, images, train, val, reporter)
             _conclude(run, reporter, state, dict(summary, seconds=time.perf_counter() - start))
         process.barrier()   # whoever leaves early ends the others, too
