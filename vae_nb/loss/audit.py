@@ -125,7 +125,6 @@ def _watch_lpips(
 
 # %% ../../nbs/loss/03_audit.ipynb #9bcb1578
 FEW = 32.0  # nats per image: with less to spend, most of a code dies
-LINE = "{:6} {:>9}  {:10} {:21} {:^4} {:>7}  {:>10} {:>8} {:>6}  {}"
 
 
 def _verdict(
@@ -155,6 +154,9 @@ def _verdict(
     if norm == 0:
         return "!! inert: its gradient is 0 everywhere"
     return f"dominated: 1/{1 / share:,.0f} of the gradient" if share < 0.001 else "fine"
+
+# %% ../../nbs/loss/03_audit.ipynb #a1e0b1c6
+LINE = "{:6} {:>9}  {:10} {:21} {:^4} {:>7}  {:>10} {:>8} {:>6}  {}"
 
 
 @dataclass
@@ -212,7 +214,7 @@ def audit(
             notes.append(f"!! {_listed(missing)}: not given to the optimiser")
     return Audit(rows, notes + _ranges(batch, seen))
 
-
+# %% ../../nbs/loss/03_audit.ipynb #a1e0b1c7
 def _rows(model, objective, terms, free) -> list:
     "A dictionary for each term."
     weights, units = _weights(terms), getattr(objective, "units", {})

@@ -55,11 +55,11 @@ class VAEConfig:
             object.__setattr__(self, name, frozen(getattr(self, name)))
         different = {name: frozen(value) for name, value in self.decoder.items()}
         object.__setattr__(self, "decoder", different)
-        self._check_levels()
-        self._check_branches()
-        self._check_latent()
+        _check_levels(self)
+        _check_branches(self)
+        _check_latent(self)
         if self.decoder:
-            self._check_decoder()
+            _check_decoder(self)
 
     @property
     def downsampling(self) -> int: # patch_size 2^(levels-1)
@@ -87,55 +87,7 @@ class VAEConfig:
         sides = [side * size // self.size for side in sides]
         return replace(self, size=size, latent=(channels, *sides))
 
-    def _check_levels(self):
-        "Raise ValueError unless the levels fit each other and the size"
-        widths, blocks, n = self.widths, self.blocks_per_level, len(self.widths)
-        positive = isinstance(widths, tuple) and all(_is_count(c, 1) for c in widths)
-        _expect("widths", widths and positive,
-                "a positive number of channels for each level", widths)
-        per_level = isinstance(blocks, tuple) and len(blocks) == n
-        _expect("blocks", per_level and all(_is_count(m, 1) for m in blocks),
-                f"a positive number, or {n} of them (one a level)", self.blocks)
-        for name in COUNTS:
-            value = getattr(self, name)
-            least = int(name in ("patch_size", "group_size", "half_res_blocks"))
-            _expect(name, _is_count(value, least), f"a whole number >= {least}", value)
-        fits = _is_count(self.size, 1) and self.size % self.downsampling == 0
-        _expect("size", fits, f"a multiple of {self.downsampling} (patches of "
-                f"{self.patch_size}, then {n} levels)", self.size)
-
-    def _check_branches(self):
-        "Raise ValueError unless the patches leave room for these branches"
-        patch = self.patch_size
-        half, full = self.half_res_channels, self.full_res_channels
-        _expect("half_res_channels", not half or patch >= 4 and patch % 2 == 0,
-                "0 unless patch_size is even and at least 4",
-                f"{half} with patch_size {patch}")
-        _expect("full_res_channels", not full or patch >= 2 and not half,
-                "0 unless patch_size is at least 2, without half_res_channels",
-                f"{full} with patch_size {patch} and half_res_channels {half}")
-
-    def _check_latent(self):
-        "Raise ValueError unless the latent is a vector or fits the smallest grid"
-        side, latent = self.size // self.downsampling, self.latent
-        grid = isinstance(latent, tuple) and latent[1:] == (side, side)
-        _expect("latent", grid and _is_count(latent[0], 1) or _is_count(latent, 1),
-                f"a positive number of dimensions, or (C, {side}, {side}) for images "
-                f"of {self.size} pixels and a downsampling of {self.downsampling}",
-                latent)
-
-    def _check_decoder(self):
-        "Raise ValueError unless the decoder ends at the size of the images"
-        unknown = ", ".join(sorted(set(self.decoder) - set(DECODER_FIELDS)))
-        known = ", ".join(DECODER_FIELDS)
-        _expect("decoder", not unknown, f"some of {known}", unknown)
-        patch = self.decoder.get("patch_size", self.patch_size)
-        downsampling = patch * 2 ** (len(self.decoder.get("widths", self.widths)) - 1)
-        _expect("decoder", downsampling == self.downsampling,
-                f"the encoder's downsampling of {self.downsampling}", downsampling)
-        self.of_decoder._check_levels()
-
-
+# %% ../../nbs/model/03_vae.ipynb #a1e0b1c4
 COUNTS = ("patch_size", "mid_blocks", "group_size", "hourglass_channels",
           "half_res_channels", "half_res_blocks", "full_res_channels", "latent_hidden")
 DECODER_FIELDS = ("widths", "blocks", "symmetric", *COUNTS[:-1])
@@ -158,6 +110,58 @@ def _expect(
     "Raise ValueError unless it holds"
     if not holds:
         raise ValueError(f"{name}: expected {expected}, got {value}")
+
+
+def _check_levels(config: VAEConfig):
+    "Raise ValueError unless the levels fit each other and the size"
+    widths, blocks, n = config.widths, config.blocks_per_level, len(config.widths)
+    positive = isinstance(widths, tuple) and all(_is_count(c, 1) for c in widths)
+    _expect("widths", widths and positive,
+            "a positive number of channels for each level", widths)
+    per_level = isinstance(blocks, tuple) and len(blocks) == n
+    _expect("blocks", per_level and all(_is_count(m, 1) for m in blocks),
+            f"a positive number, or {n} of them (one a level)", config.blocks)
+    for name in COUNTS:
+        value = getattr(config, name)
+        least = int(name in ("patch_size", "group_size", "half_res_blocks"))
+        _expect(name, _is_count(value, least), f"a whole number >= {least}", value)
+    fits = _is_count(config.size, 1) and config.size % config.downsampling == 0
+    _expect("size", fits, f"a multiple of {config.downsampling} (patches of "
+            f"{config.patch_size}, then {n} levels)", config.size)
+
+
+def _check_branches(config: VAEConfig):
+    "Raise ValueError unless the patches leave room for these branches"
+    patch = config.patch_size
+    half, full = config.half_res_channels, config.full_res_channels
+    _expect("half_res_channels", not half or patch >= 4 and patch % 2 == 0,
+            "0 unless patch_size is even and at least 4",
+            f"{half} with patch_size {patch}")
+    _expect("full_res_channels", not full or patch >= 2 and not half,
+            "0 unless patch_size is at least 2, without half_res_channels",
+            f"{full} with patch_size {patch} and half_res_channels {half}")
+
+
+def _check_latent(config: VAEConfig):
+    "Raise ValueError unless the latent is a vector or fits the smallest grid"
+    side, latent = config.size // config.downsampling, config.latent
+    grid = isinstance(latent, tuple) and latent[1:] == (side, side)
+    _expect("latent", grid and _is_count(latent[0], 1) or _is_count(latent, 1),
+            f"a positive number of dimensions, or (C, {side}, {side}) for images "
+            f"of {config.size} pixels and a downsampling of {config.downsampling}",
+            latent)
+
+
+def _check_decoder(config: VAEConfig):
+    "Raise ValueError unless the decoder ends at the size of the images"
+    unknown = ", ".join(sorted(set(config.decoder) - set(DECODER_FIELDS)))
+    known = ", ".join(DECODER_FIELDS)
+    _expect("decoder", not unknown, f"some of {known}", unknown)
+    patch = config.decoder.get("patch_size", config.patch_size)
+    downsampling = patch * 2 ** (len(config.decoder.get("widths", config.widths)) - 1)
+    _expect("decoder", downsampling == config.downsampling,
+            f"the encoder's downsampling of {config.downsampling}", downsampling)
+    _check_levels(config.of_decoder)
 
 # %% ../../nbs/model/03_vae.ipynb #bc5e2b83
 class Encoder(nn.Module):
