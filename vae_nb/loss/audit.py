@@ -72,7 +72,7 @@ def frozen_parameters(
     model: nn.Module,  # left as it is
     objective,         # (x, x_hat, posterior) -> dict with "loss"
     x: Tensor,         # (B,3,H,W) in [-1,1]
-    steps: int = 3,
+    steps: int = 3,    # of Adam
 ) -> list:             # names of the parameters that are what they were
     "Parameters that a few steps of Adam do not move."
     copy = deepcopy(model)

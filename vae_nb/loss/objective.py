@@ -68,7 +68,7 @@ def iwae_bound(
 
 # %% ../../nbs/loss/01_objective.ipynb #0dbad560
 def nats_to_bits(
-    nats: Tensor | float,  # any shape
+    nats: Tensor | float,  # (any shape)
 ) -> Tensor | float:       # same shape, bits
     "One nat is 1/ln 2 = 1.4427 bits."
     return nats / math.log(2)

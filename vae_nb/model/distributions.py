@@ -18,8 +18,8 @@ from torch import Tensor, nn
 def gaussian_kl(
     mu: Tensor,                          # (B,D), or any shape: means of q
     logvar: Tensor,                      # same shape: logarithms of the variances of q
-    prior_mu: Tensor | float = 0.0,      # mean of the prior, broadcasts
-    prior_logvar: Tensor | float = 0.0,  # logarithm of its variance, broadcasts
+    prior_mu: Tensor | float = 0.0,      # scalar, or broadcasts: mean of the prior
+    prior_logvar: Tensor | float = 0.0,  # scalar, or broadcasts: log of its variance
 ) -> Tensor:                             # same shape, nats per dimension
     "KL(q || prior) of diagonal Gaussians (Kingma & Welling 2014, appendix B: N(0, I))."
     d = logvar - prior_logvar
@@ -30,7 +30,7 @@ def gaussian_kl(
 # %% ../../nbs/model/01_distributions.ipynb #5cdc6f55
 def normal(
     shape: tuple, # of the result
-    like: Tensor, # decides device and type
+    like: Tensor, # (any shape) decides device and type
     generator: torch.Generator = None, # of any device; None is torch's own
 ) -> Tensor: # standard normal numbers, drawn on the device of the generator
     "Draws from N(0, 1) that are the same on every device for a generator on the CPU"
@@ -80,7 +80,7 @@ def _log_scale(
 def gaussian_log_likelihood(
     x: Tensor,              # (B,...) values
     mean: Tensor,           # same shape, the decoder's output
-    scale: Tensor | float,  # standard deviation, a number or a shape that broadcasts
+    scale: Tensor | float,  # scalar, or broadcasts: standard deviation
 ) -> Tensor:                # same shape, nats per value, constants included
     "log N(x; mean, scale^2) of every value."
     square = ((x - mean) / scale).square()
@@ -90,7 +90,7 @@ def gaussian_log_likelihood(
 def laplace_log_likelihood(
     x: Tensor,              # (B,...) values
     center: Tensor,         # same shape, the decoder's output
-    scale: Tensor | float,  # b, the mean absolute deviation, broadcasts
+    scale: Tensor | float,  # scalar, or broadcasts: b, the mean absolute deviation
 ) -> Tensor:                # same shape, nats per value, constants included
     "log Laplace(x; center, scale) of every value."
     return -(x - center).abs() / scale - _log_scale(scale, x) - math.log(2)

@@ -23,7 +23,7 @@ class LinearVAE:
     "x = W z + mean + s*noise in float64: probabilistic PCA (Tipping & Bishop 1999)."
     W: Tensor           # (N,D) decoder; gradients flow through it, mean and s
     mean: Tensor        # (N,) of the data
-    s: Tensor | float   # > 0, standard deviation of the noise on each of the N values
+    s: Tensor | float   # scalar > 0, standard deviation of the noise on each value
 
     def __post_init__(self):
         self.W = torch.as_tensor(self.W).double()
@@ -148,7 +148,7 @@ def fit(cls: LinearVAE,
 
 
 def best_noise(
-    eigenvalues: Tensor,  # of the covariance, falling
+    eigenvalues: Tensor,  # (N,) of the covariance, falling
     D: int,               # latent dimensions at most
     N: int,               # pixel values
     beta: float,          # weight of the KL
@@ -165,8 +165,8 @@ def best_noise(
 
 
 def collapses(
-    eigenvalue: Tensor | float,  # variance of the data along a principal axis
-    s: Tensor | float,           # standard deviation of the noise
+    eigenvalue: Tensor | float,  # (any shape) variance of the data along an axis
+    s: Tensor | float,           # scalar, standard deviation of the noise
     beta: float = 1.0,           # weight of the KL
 ) -> bool:                       # elementwise
     "Is a dimension inactive at the optimum? (Wang & Ziyin 2022, Theorem 2)"

@@ -22,7 +22,7 @@ from .refinements import FullResHead, HalfResHead, HalfResStem, Hourglass
 
 # %% ../../nbs/model/03_vae.ipynb #3468c693
 def bounded(
-    x: Tensor, # any real numbers
+    x: Tensor, # (any shape) real numbers
     limit: float = 10.0, # bound on the absolute value
 ) -> Tensor: # same shape, in [-limit, limit]
     "Nearly the identity for small x, never beyond the limit"
