@@ -98,7 +98,7 @@ def test_evaluation_is_plain_json_and_cards_have_one_layout(model, small, truth)
 
 
 def test_perfect_reconstructions_beat_every_baseline(small):
-    table = metrics.of_reconstructions(small, small + 0.01 * torch.randn_like(small), None)
+    table = metrics._of_reconstructions(small, small + 0.01 * torch.randn_like(small), None)
     assert table["model"]["ssim"][0] > table["mean image"]["ssim"][0] + 0.2
     assert table["model"]["l1"][1] < table["model"]["l1"][0] < table["model"]["l1"][2]
     assert table["model"]["l1"][0] == pytest.approx(0.008, abs=0.0005)

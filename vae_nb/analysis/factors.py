@@ -156,9 +156,9 @@ def read_factors(
 
 # %% ../../nbs/analysis/05_factors.ipynb #ddb0332a
 def angle_between(
-    a: Tensor,  # degrees, any shape
-    b: Tensor,  # degrees, same shape
-) -> Tensor:    # degrees in [0,180]
+    a: Tensor,  # (...) degrees
+    b: Tensor,  # (...) degrees
+) -> Tensor:    # (...) degrees in [0,180]
     "The smaller angle between two hues."
     return ((a - b + 180) % 360 - 180).abs()
 

@@ -7,9 +7,8 @@ Docs: https://vae-nb.github.io/vae_nb/analysis/metrics.html.md"""
 # %% auto #0
 __all__ = ['ACTIVE', 'BASELINES', 'bootstrap', 'ssim', 'l1', 'blurred', 'blur_of_equal_l1', 'reconstruction_metrics',
            'trained_lpips', 'bounds', 'total_correlation', 'latent_statistics', 'frechet_distance', 'coverage',
-           'precision_recall', 'feature_network', 'features_of', 'compare_sets', 'sample_images', 'of_reconstructions',
-           'of_factors', 'evaluate', 'as_far_as_possible', 'interval', 'table_lines', 'facts_lines', 'draw_factors',
-           'draw_kl', 'evaluation_card', 'rows_of_five']
+           'precision_recall', 'feature_network', 'features_of', 'compare_sets', 'sample_images', 'evaluate',
+           'table_lines', 'facts_lines', 'evaluation_card']
 
 # %% ../../nbs/analysis/01_metrics.ipynb #5548892f
 import math
@@ -103,7 +102,9 @@ def reconstruction_metrics(
         }
 
 
-def trained_lpips(net: str = "squeeze") -> LPIPS:
+def trained_lpips(
+    net: str = "squeeze",  # alex, vgg or squeeze
+) -> LPIPS:                # None: no weights
     "LPIPS with the weights of ImageNet, or None where they are not at hand."
     try: return LPIPS(net, "imagenet")
     except (OSError, ImportError): return None
@@ -116,7 +117,7 @@ def bounds(
     log_likelihood,        # (x, x_hat) -> (B,...) nats per value
     k: int = 50,           # importance samples
     levels: int = 255,     # steps between -1 and 1; 0: continuous images, no noise, no bits
-    seed: int = 0,
+    seed: int = 0,          # of the draws
 ) -> dict:                 # elbo, iwae: nats per image (B,); bits: per value, from the iwae
     "Lower bounds on log p(x) of a decoder with a normalised likelihood (Burda et al. 2016)."
     g = torch.Generator().manual_seed(seed)
@@ -265,20 +266,20 @@ def sample_images(
     n: int,                   # how many
     prior=None,               # has sample(n, generator, temperature); None: N(0, I)
     temperature: float = 1.0, # scale of the noise
-    seed: int = 0,
+    seed: int = 0,            # of the draws
 ) -> Tensor:                  # (n,3,S,S) in [-1,1], on the CPU
     "New images: decoded draws."
     return decode_all(model, draw_codes(model, n, prior, temperature, seed))
 
 
-def of_reconstructions(x, x_hat, lpips) -> dict:  # pictures -> measure -> mean, low, high
+def _of_reconstructions(x, x_hat, lpips) -> dict:  # pictures -> measure -> mean, low, high
     "Reconstructions beside the mean image, and the originals blurred until they are as far off."
     blur, mean = blur_of_equal_l1(x, l1(x, x_hat).mean()), x.mean(0, keepdim=True).expand_as(x)
     pictures = {"model": x_hat, "mean image": mean, "blurred, equal L1": blur}
     return {name: reconstruction_metrics(x, picture, lpips) for name, picture in pictures.items()}
 
 
-def of_factors(x, x_hat, samples, truth) -> dict:
+def _of_factors(x, x_hat, samples, truth) -> dict:
     "What is left of the eight factors of scenes, and how many of 200 samples are valid scenes."
     return dict(
         originals=factor_errors(read_factors(x)[0], truth),
@@ -298,7 +299,7 @@ def evaluate(
     lpips: LPIPS = None,    # a trained one; None: leave it out
     scale: float = None,    # b of a Laplace likelihood, of a model without LPIPS: adds bounds
     k: int = 20,            # importance samples of the bound
-    seed: int = 0,
+    seed: int = 0,          # of the draws
 ) -> dict:                  # ready for JSON
     "What a model has learned, in numbers (the card draws them)."
     if len(x) < 20: raise ValueError(f"evaluate: expected at least 20 images, got {len(x)}")
@@ -307,12 +308,12 @@ def evaluate(
     mu, logvar = (torch.cat([getattr(p, name).cpu() for p in q]) for name in ("mu", "logvar"))
     x_hat, samples = reconstruct(model, x), sample_images(model, len(x), prior, seed=seed)
     latents = latent_statistics(mu, logvar)
-    nats, table = sum(latents["kl"]), of_reconstructions(x, x_hat, lpips)
+    nats, table = sum(latents["kl"]), _of_reconstructions(x, x_hat, lpips)
     found = dict(images=len(x), size=model.size, reconstruction=table, latents=latents,
                  rate=dict(nats=nats, bits=nats_to_bits(nats)), bounds=None, factors=None)
     network = "factors" if factors is not None else "squeeze" if lpips else None
-    found["samples"] = as_far_as_possible(x, x_hat, samples, network)
-    if factors is not None: found["factors"] = of_factors(x, x_hat, samples, factors)
+    found["samples"] = _as_far_as_possible(x, x_hat, samples, network)
+    if factors is not None: found["factors"] = _of_factors(x, x_hat, samples, factors)
     if scale:
         bound = bounds(
             model.cpu(), x[:50], partial(laplace_log_likelihood, scale=scale), k, seed=seed
@@ -326,7 +327,7 @@ def evaluate(
     return found
 
 
-def as_far_as_possible(x, x_hat, samples, network) -> dict:
+def _as_far_as_possible(x, x_hat, samples, network) -> dict:
     "Sets compared, or the reason why they are not."
     if network is None: return dict(missing="no network for these images is at hand")
     try:
@@ -337,7 +338,7 @@ def as_far_as_possible(x, x_hat, samples, network) -> dict:
         return dict(missing=str(error))
 
 # %% ../../nbs/analysis/01_metrics.ipynb #66fa520d
-def interval(row, digits=3) -> str:
+def _interval(row, digits=3) -> str:
     "A mean and its interval, as a table shows it."
     return (
         "–" if row is None else f"{row[0]:.{digits}f}  [{row[1]:.{digits}f}, {row[2]:.{digits}f}]"
@@ -347,7 +348,9 @@ def interval(row, digits=3) -> str:
 BASELINES = ("blurred, equal L1", "mean image")
 
 
-def table_lines(result: dict) -> list:  # of rows: name, model, equal-L1 blur, mean image
+def table_lines(
+    result: dict,  # of `evaluate`
+) -> list:         # of rows: name, model, equal-L1 blur, mean image
     "The table of reconstructions, as text."
     rows, named = [], dict(l1="L1", psnr="PSNR, dB", ssim="SSIM", lpips="LPIPS (squeeze)")
     for key, name in named.items():
@@ -356,14 +359,16 @@ def table_lines(result: dict) -> list:  # of rows: name, model, equal-L1 blur, m
         rows.append(
             [
                 name,
-                interval(of["model"].get(key), digits),
+                _interval(of["model"].get(key), digits),
                 *("–" if key not in of[n] else f"{of[n][key][0]:.{digits}f}" for n in BASELINES),
             ]
         )
     return rows
 
 
-def facts_lines(result: dict) -> list:
+def facts_lines(
+    result: dict,  # of `evaluate`
+) -> list:         # of lines
     "What else the card says, line by line."
     latents, samples = result["latents"], result["samples"]
     tc = latents["total_correlation"]
@@ -393,7 +398,7 @@ def facts_lines(result: dict) -> list:
     return lines
 
 
-def draw_factors(ax, factors: dict):
+def _draw_factors(ax, factors: dict):
     "Bars of what is left of each factor in a reconstruction, 1 at best."
     # a hue that is guessed is 90 degrees off
     share = lambda name, value: 1 - value / 90 if name in HUES else value
@@ -413,7 +418,7 @@ def draw_factors(ax, factors: dict):
     ax.legend(fontsize=10, loc="upper center", bbox_to_anchor=(.5, -.08), ncols=2)
 
 
-def draw_kl(ax, kl: list):
+def _draw_kl(ax, kl: list):
     "The KL of every dimension, the largest first."
     ranked = sorted(kl, reverse=True)
     ax.plot(range(1, len(ranked) + 1), ranked, color=COLORS["kl"])
@@ -430,9 +435,9 @@ def evaluation_card(
     model: VAE,
     x: Tensor,          # (M,3,S,S) in [-1,1], M >= 10
     result: dict,       # of `evaluate`
-    name: str = "model",
+    name: str = "model",  # on the card
     prior=None,         # as in `evaluate`
-    seed: int = 0,
+    seed: int = 0,      # of the draws
 ) -> plt.Figure:
     "One picture of what a model has learned, with the same layout for every model."
     figure = plt.figure(figsize=(11, 9.6))
@@ -440,12 +445,12 @@ def evaluation_card(
     x_hat, samples = reconstruct(model, x[:10]), sample_images(model, 20, prior, seed=seed)
     walls = {"originals, and their reconstructions": torch.cat([x[:10], x_hat]), "samples": samples}
     for ax, (title, wall) in zip(top.subplots(1, 2), walls.items()):
-        ax.imshow(grid(rows_of_five(wall) if title != "samples" else wall, columns=5, pad=1))
+        ax.imshow(grid(_rows_of_five(wall) if title != "samples" else wall, columns=5, pad=1))
         ax.set_title(title, size=12)
         ax.axis("off")
     left, right = middle.subplots(1, 2)
-    draw_kl(left, result["latents"]["kl"])
-    if result["factors"]: draw_factors(right, result["factors"])
+    _draw_kl(left, result["latents"]["kl"])
+    if result["factors"]: _draw_factors(right, result["factors"])
     else:
         right.axis("off")
         right.text(.5, .5, "factors: known for scenes alone", ha="center", color="#666666")
@@ -461,6 +466,6 @@ def evaluation_card(
     return figure
 
 
-def rows_of_five(pairs):  # (20,3,S,S): ten originals, then ten reconstructions
+def _rows_of_five(pairs):  # (20,3,S,S): ten originals, then ten reconstructions
     "Originals above reconstructions in rows of five."
     return torch.cat([pairs[:5], pairs[10:15], pairs[5:10], pairs[15:]])

@@ -7,8 +7,7 @@ Docs: https://vae-nb.github.io/vae_nb/analysis/prior.html.md"""
 # %% auto #0
 __all__ = ['KINDS', 'FITS', 'FORMAT', 'as_float', 'encode_dataset', 'draw_latents', 'aggregate_moments',
            'gaussian_kl_to_standard', 'summarize_posterior', 'Prior', 'GaussianPrior', 'MixturePrior', 'fit_mixture',
-           'FlowPrior', 'train_flow', 'fit_standard', 'fit_gaussian', 'fit_gmm', 'fit_flow', 'fit_prior',
-           'check_latents', 'nearest_neighbours', 'model_fingerprint', 'load_prior', 'read_prior_header']
+           'FlowPrior', 'train_flow', 'fit_prior', 'nearest_neighbours', 'model_fingerprint', 'load_prior']
 
 # %% ../../nbs/analysis/03_prior.ipynb #649d69d4
 import copy
@@ -162,7 +161,8 @@ class GaussianPrior(Prior):
     "Mean and full covariance: z = mean + factor y, with y from N(0, I)."
     kind = "gaussian"
 
-    def __init__(self, latent_shape):
+    def __init__(self,
+                 latent_shape: tuple):  # (D,) or (C,h,w)
         super().__init__(latent_shape)
         D = len(self.mean)
         self.register_buffer("factor", torch.eye(D))          # principal axes x std
@@ -195,7 +195,8 @@ class MixturePrior(GaussianPrior):
     "The first coordinates follow a mixture of Gaussians, the others stay Gaussian."
     kind = "gmm"
 
-    def __init__(self, latent_shape,
+    def __init__(self,
+                 latent_shape: tuple,  # (D,) or (C,h,w)
                  axes: int,         # coordinates that the mixture describes, at most D
                  components: int):  # Gaussians in it
         super().__init__(latent_shape)
@@ -225,7 +226,7 @@ class MixturePrior(GaussianPrior):
 def fit_mixture(
     y: Tensor,        # (n,G) coordinates, each with mean 0 and variance 1
     components: int,  # Gaussians
-    seed: int = 0,
+    seed: int = 0,    # of the first centres
 ) -> tuple:           # weights (K,), means (K,G), Cholesky factors (K,G,G)
     "A full-covariance Gaussian mixture by expectation maximisation (scikit-learn)."
     try:
@@ -247,7 +248,9 @@ class FlowPrior(Prior):
     "Noise that is carried to the aggregate posterior along a learned velocity."
     kind = "flow"
 
-    def __init__(self, latent_shape, network: dict = None):  # network: its arguments
+    def __init__(self,
+                 latent_shape: tuple,     # (D,) or (C,h,w)
+                 network: dict = None):   # arguments of the network
         super().__init__(latent_shape)
         self.settings = dict(network=network or {})
         D = len(self.mean)
@@ -287,7 +290,7 @@ def train_flow(
     batch_size: int = 256,   # latents a step
     lr: float = 2e-3,        # peak; a warm-up of 100 steps, half a cosine down to 0
     ema: float = 0.999,      # decay of the averaged weights
-    seed: int = 0,
+    seed: int = 0,           # of all draws
 ) -> list:                   # rows of step, seconds and loss, one every ten steps
     "Fit the velocity to fresh draws z ~ q(z); the averaged weights stay in the flow."
     device, start, done = mu.device, time.perf_counter(), 0.0
@@ -320,18 +323,18 @@ def train_flow(
     return rows
 
 # %% ../../nbs/analysis/03_prior.ipynb #13f98f66
-def fit_standard(mu, logvar, **options) -> Prior:
+def _fit_standard(mu, logvar, **options) -> Prior:
     "N(0, I), whatever the latents."
     return Prior(mu.shape[1:])
 
 
-def fit_gaussian(mu, logvar, **options) -> GaussianPrior:
+def _fit_gaussian(mu, logvar, **options) -> GaussianPrior:
     "Mean and covariance, exactly."
     prior = GaussianPrior(mu.shape[1:]).to(mu.device)
     return prior.set_moments(*aggregate_moments(mu, logvar))
 
 
-def fit_gmm(mu, logvar, components, seed, **options) -> MixturePrior:
+def _fit_gmm(mu, logvar, components, seed, **options) -> MixturePrior:
     "The Gaussian, its 32 widest axes replaced by a mixture."
     axes = min(mu[0].numel(), 32)
     components = max(1, min(components, len(mu) // (8 * axes)))
@@ -345,7 +348,7 @@ def fit_gmm(mu, logvar, components, seed, **options) -> MixturePrior:
     return prior
 
 # %% ../../nbs/analysis/03_prior.ipynb #b1813d2f
-def fit_flow(mu, logvar, steps, seconds, seed, components=0, network=None,
+def _fit_flow(mu, logvar, steps, seconds, seed, components=0, network=None,
              **options) -> FlowPrior:
     "Standardise by the moments, then train; `options` are those of `train_flow`."
     with torch.random.fork_rng([mu.device] if mu.device.type == "cuda" else []):
@@ -367,7 +370,7 @@ def fit_flow(mu, logvar, steps, seconds, seed, components=0, network=None,
 
 # %% ../../nbs/analysis/03_prior.ipynb #9c20b9ba
 KINDS = dict(standard=Prior, gaussian=GaussianPrior, gmm=MixturePrior, flow=FlowPrior)
-FITS = dict(standard=fit_standard, gaussian=fit_gaussian, gmm=fit_gmm, flow=fit_flow)
+FITS = dict(standard=_fit_standard, gaussian=_fit_gaussian, gmm=_fit_gmm, flow=_fit_flow)
 
 
 def fit_prior(
@@ -386,7 +389,7 @@ def fit_prior(
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
     if steps < 1: raise ValueError(f"steps: expected at least 1, got {steps}")
-    check_latents(mu, logvar)
+    _check_latents(mu, logvar)
     start, device = time.perf_counter(), device or mu.device
     mu, logvar = mu.to(device).float(), logvar.to(device).float()
     prior = FITS[kind](mu, logvar, steps=steps, seconds=seconds, seed=seed,
@@ -397,7 +400,7 @@ def fit_prior(
     return prior.cpu().eval().requires_grad_(False)
 
 
-def check_latents(mu, logvar):
+def _check_latents(mu, logvar):
     "Raise ValueError unless these are the posteriors of some images."
     if mu.shape != logvar.shape or mu.ndim not in (2, 4) or len(mu) < 2:
         raise ValueError(f"expected mu and logvar (M,D) or (M,C,h,w) of M >= 2 images, "
@@ -454,7 +457,7 @@ FORMAT = "vae_nb prior 1"
 
 
 def model_fingerprint(
-    model: nn.Module,
+    model: nn.Module,  # a VAE
 ) -> str:  # 16 hexadecimal digits
     "What tells one model's weights from another's: names, order and fp16 don't matter."
     half = [v.detach().half().cpu().contiguous() for v in model.state_dict().values()]
@@ -483,7 +486,7 @@ def load_prior(
     device: str = None,  # None: that of the model, or the CPU
 ) -> Prior:
     "Rebuild a saved prior."
-    header = read_prior_header(path)
+    header = _read_prior_header(path)
     shape = tuple(json.loads(header["latent_shape"]))
     if model is not None and shape != tuple(model.latent_shape):
         raise ValueError(f"{path}: a prior for latents {shape}, "
@@ -503,7 +506,7 @@ def load_prior(
     return prior.to(device or "cpu").eval().requires_grad_(False)
 
 
-def read_prior_header(path):
+def _read_prior_header(path):
     "The header of a saved prior, or a clear error."
     if not Path(path).is_file(): raise ValueError(f"{path}: no such file")
     try:
