@@ -19,7 +19,7 @@ PAGES = sorted(p for p in (house.ROOT / "nbs/results").glob("*.ipynb")
 WITH_CODE = house.ROOT / "nbs/analysis/04_disentanglement.ipynb"   # reads a record, too
 EXPERIMENTS = "literature", "frey", "ablations", "beta_sweep", "failures"   # begin the names of the files they write
 RECORDS = sorted(file for file in RESULTS.glob("*.json") if file.stem.startswith((*EXPERIMENTS, "emoji")))
-NO_PROSE = r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|\]\([^)]*\)|\{#[^}]*\}"   # code, mathematics, targets of links, labels
+NO_PROSE = r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|\]\([^)]*\)|\{#[^}]*\}|arXiv:[\d.]+"   # code, mathematics, links, labels
 named = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 
