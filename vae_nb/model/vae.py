@@ -69,8 +69,9 @@ class VAEConfig:
     @property
     def blocks_per_level(self) -> tuple: # as many numbers as there are widths
         "Number of residual blocks of each level"
-        same = isinstance(self.blocks, int)
-        return (self.blocks,) * len(self.widths) if same else self.blocks
+        if isinstance(self.blocks, int):
+            return (self.blocks,) * len(self.widths)
+        return self.blocks
 
     @property
     def of_decoder(self) -> "VAEConfig":
@@ -170,7 +171,7 @@ class Encoder(nn.Module):
                  config: VAEConfig): # widths, blocks and branches
         super().__init__()
         c, patch, group = config.widths[0], config.patch_size, config.group_size
-        layers = [PatchEmbed(3, c, patch)]
+        layers: list[nn.Module] = [PatchEmbed(3, c, patch)]
         if config.half_res_channels:   # a refinement
             layers = [HalfResStem(3, c, patch, config.half_res_channels)]
         for level, (width, n) in enumerate(zip(config.widths, config.blocks_per_level)):
@@ -277,8 +278,8 @@ class VAE(nn.Module):
         super().__init__()
         config = VAEConfig(**arguments) if config is None else config
         self.config, self.size = config, config.size
-        vector = isinstance(config.latent, int)
-        self.latent_shape = (config.latent,) if vector else config.latent
+        latent = config.latent
+        self.latent_shape = (latent,) if isinstance(latent, int) else latent
         self.D = torch.Size(self.latent_shape).numel()
         self.encoder = Encoder(config)
         self.to_posterior, self.from_latent = _latent_projections(config)
