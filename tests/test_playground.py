@@ -64,8 +64,9 @@ def test_the_engine_is_pinned():
 def test_the_model_files_belong_together():
     facts = json.loads((MODEL / "latents.json").read_text())
     sizes = [path.stat().st_size for path in MODEL.iterdir()]
-    assert sum(sizes) <= 6e6
-    assert {name: (MODEL / f"{name}.onnx").stat().st_size for name in ("encoder", "decoder")} == facts["bytes"]
+    assert sum(sizes) <= 9e6
+    assert {path.stem: path.stat().st_size for path in MODEL.glob("*.onnx")} == facts["bytes"]
+    assert set(facts["bytes"]) == {"encoder", "decoder", "prior"}
     D, E = facts["D"], len(facts["examples"]["factors"])
     assert D == np.prod(facts["latent"]) == len(facts["kl"])
     for name, shape in dict(mean=[D], std=[D], factor=[D, D]).items():
@@ -75,6 +76,13 @@ def test_the_model_files_belong_together():
     std = np.frombuffer(base64.b64decode(facts["std"]["half"]), "<f2").astype(float)
     np.testing.assert_allclose((factor**2).sum(1) ** 0.5, std, rtol=2e-3)   # two roundings to 11 bits
     assert examples().shape == (E, facts["size"], facts["size"], 3)
+
+
+def test_the_whole_page_is_small():
+    if not (PAGE / "ort" / "sizes.json").exists(): pytest.skip("npm packages are missing: npm ci --prefix nbs/playground")
+    published = [path for path in PAGE.rglob("*") if path.is_file() and "node_modules" not in path.parts]
+    size = sum(path.stat().st_size for path in published)
+    assert size <= 25e6, f"{size / 1e6:.1f} MB"
 
 
 def test_onnx_decodes_the_examples_as_pytorch_did():
@@ -162,7 +170,7 @@ def test_the_playground_in_chromium(browser, served, tmp_path):
     settled(page)
     assert np.abs(pixels(page) - before).max() > 5
     page.locator("#draw").click()                            # a sample, chosen
-    page.locator("#from-fitted button").first.click()
+    page.locator("#from-learned button").first.click()
     settled(page)
     page.locator("#set-b").click()                           # a path
     page.locator("#path").evaluate("s => { s.value = 1; s.dispatchEvent(new Event('input')); }")
@@ -185,6 +193,27 @@ def test_the_playground_in_chromium(browser, served, tmp_path):
           f"{page.evaluate('playground.ready'):.0f} ms, on {page.evaluate('playground.engine.provider')}")
     assert hosts == {served.address.split("/")[2]} and not complaints
     assert rate > 2 and paint < 3000
+
+
+@pytest.mark.slow
+def test_the_learned_prior_carries_noise_as_pytorch_does(browser, served):
+    import torch
+
+    from vae_nb.analysis.flow import integrate
+    from vae_nb.export import load_pretrained
+    page, complaints, _ = opened(browser, served)
+    eps, z = page.evaluate("""async () => {
+      const { carried, normals } = await import("./prior.js"), { engine, facts } = playground;
+      const eps = normals(2 * facts.D, 7), start = performance.now();
+      const z = await carried(engine, facts, eps, 0.9);
+      playground.carrying = performance.now() - start;
+      return [Array.from(eps), Array.from(z)]; }""")
+    prior = load_pretrained("scenes").prior
+    shape = (2, *prior.latent_shape)
+    with torch.no_grad():
+        wanted = prior.unstandardize(integrate(prior.velocity, 0.9 * torch.tensor(eps).view(shape), 8)).flatten()
+    print(f"\n8 steps for 2 latents: {page.evaluate('playground.carrying'):.0f} ms")
+    assert np.abs(np.asarray(z) - wanted.numpy()).max() < 0.01 and not complaints
 
 
 @pytest.mark.slow

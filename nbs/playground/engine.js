@@ -1,4 +1,4 @@
-// The encoder and the decoder, as functions that return promises. All arrays are Float32Array, images in [-1,1].
+// The encoder, the decoder and the learned prior, as functions that return promises. All arrays are Float32Array, images in [-1,1].
 const PATIENCE = 20_000;   // ms that a graphics card may take for its first picture, all files loaded
 
 export class Engine {
@@ -50,8 +50,9 @@ export class Engine {
     });
     this.started = true;
     this.provider = found.provider;
-    this.encoder = this.ask("open", { name: "encoder", shape: [3, size, size] });  // while the reader looks
-    this.encoder.catch(() => {});
+    this.prior = this.ask("open", { name: "prior", shape: latent });               // while the reader looks
+    this.encoder = this.ask("open", { name: "encoder", shape: [3, size, size] });
+    for (const later of [this.prior, this.encoder]) later.catch(() => {});
   }
 
   outOfPatience() {
@@ -71,6 +72,12 @@ export class Engine {
   // z (B*D) -> x_hat (B*3*S*S)
   async decode(z) {
     return (await this.ask("run", { name: "decoder", data: Float32Array.from(z) })).x_hat;
+  }
+
+  // x (B*D) at time t -> dx/dt (B*D), where the learned prior carries noise
+  async velocity(x, t) {
+    await this.prior;
+    return (await this.ask("run", { name: "prior", data: x, t })).velocity;
   }
 
   // x (3*S*S) -> mu (D), logvar (D)

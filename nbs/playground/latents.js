@@ -25,6 +25,7 @@ export class Latents {
     this.mean = unpack(facts.mean);                 // (D) of the aggregate posterior
     this.std = unpack(facts.std);                   // (D)
     this.factor = unpack(facts.factor);             // (D,D): factor @ factor.T is its covariance, largest variance first
+    this.prior = { ...facts.prior, mean: unpack(facts.prior.mean), std: unpack(facts.prior.std) };
     const z = unpack(facts.examples.z);
     this.exampleZ = facts.examples.factors.map((_, i) => z.slice(i * this.D, (i + 1) * this.D));
     this.factors = facts.factors.map((f) => ({ ...f, directions: unpack(f.directions), read: unpack(f.read) }));

@@ -1,6 +1,6 @@
-"""Write what the playground needs of a trained model: python nbs/playground/make_model.py RUN
+"""Write what the playground needs of a trained model with a flow prior: python nbs/playground/make_model.py scenes
 
-encoder.onnx and decoder.onnx (weights in 16 bits), latents.json (statistics of the aggregate posterior, the regression of
+encoder.onnx, decoder.onnx and prior.onnx (weights in 16 bits), latents.json (statistics of the aggregate posterior, the regression of
 its means on the known factors, example latents), examples.webp (their decodes by PyTorch, lossless, side by side).
 """
 import base64
@@ -15,9 +15,9 @@ from PIL import Image
 
 from vae_nb.data.dataset import load, split
 from vae_nb.data.scenes import FACTORS, SHAPES, scene_factors
-from vae_nb.export import export_onnx
+from vae_nb.export import export_onnx, load_pretrained
 from vae_nb.model.distributions import gaussian_kl
-from vae_nb.train.checkpoint import load_model
+from vae_nb.plots import RECORDS
 
 HUES = {"floor_hue": "floor", "wall_hue": "wall", "object_hue": "object"}
 
@@ -101,16 +101,23 @@ def regression(factors, mu, split):
 
 @call_parse
 def main(
-    run: str,                   # run folder or .safetensors file
+    run: str,                   # packaged model, or run folder with a prior in it
     out: str = None,            # folder to write; None: model/ beside this file
     n: int = 4000,              # training scenes that the statistics are taken from
     examples: int = 12,         # example latents, of held-out scenes
-    note: str = "",             # one sentence on the training, shown under the picture
+    note: str = "",             # one sentence on the training, shown under the page; empty: what the record of `scenes` says
 ):
     "Write the model files of the playground."
+    if run == "scenes" and not note:
+        about = json.loads((RECORDS / "ready_model.json").read_text(encoding="utf-8"))["training"]
+        note = (f"Trained for {about['config']['epochs']} epochs on {about['train']:,} rendered scenes with L1, LPIPS and KL: "
+                f"{about['summary']['psnr_val']:.1f} dB on held-out ones.")
     out = Path(out) if out else Path(__file__).parent / "model"
     out.mkdir(parents=True, exist_ok=True)
-    model = load_model(run, "cpu").float().to(memory_format=torch.contiguous_format)
+    model = load_pretrained(run).to(memory_format=torch.contiguous_format)
+    prior = model.prior
+    if getattr(prior, "kind", "") != "flow" or prior.axes is not None:
+        raise ValueError(f"{run}: expected a model whose latents are a grid, with a flow as its prior; got {prior}")
     store = load("scenes", model.size)
     train, held_out = split(store.names)
     chosen = torch.cat([train[:n], held_out])
@@ -134,6 +141,7 @@ def main(
         parameters=sum(p.numel() for p in model.parameters()),
         bytes={name: path.stat().st_size for name, path in files.items()}, held_out=len(held_out),
         mean=packed(mu[seen].mean(0)), std=packed(np.sqrt(np.diag(covariance))), factor=packed(factor),
+        prior=dict(mean=packed(prior.mean), std=packed(prior.std), parameters=sum(p.numel() for p in prior.network.parameters())),
         share=(variances[order] / variances.sum())[:16].round(4).tolist(), kl=kl.round(4).tolist(),
         explained=round(explained, 3), factors=table, shapes=list(SHAPES),
         examples=dict(z=packed(mu[new]), factors=factors[new].round(3).tolist()))

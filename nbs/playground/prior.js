@@ -1,4 +1,4 @@
-// Where new z come from. Each prior takes a temperature that scales its noise; another prior is another function here.
+// Where new z come from. Each prior takes noise eps (B*D), and a temperature that scales it.
 
 // Uniform numbers from a seed (mulberry32), so that both priors can be fed the same noise.
 export function uniform(seed) {
@@ -22,13 +22,15 @@ export function normals(n, seed) {
   return out;
 }
 
-export const standard = (latents, eps, temperature) => eps.map((e) => temperature * e);
+export const standard = (eps, temperature) => eps.map((e) => temperature * e);
 
-// A Gaussian with the mean and the full covariance of the aggregate posterior.
-export function fitted({ D, mean, factor }, eps, temperature) {
-  return mean.map((m, d) => {
-    let sum = 0;
-    for (let k = 0; k < D; k++) sum += factor[d * D + k] * eps[k];
-    return m + temperature * sum;
-  });
+// The learned prior: noise is carried along a velocity, by Heun's method, to where the latents of scenes lie.
+export async function carried(engine, { D, prior }, eps, temperature, steps = 8) {
+  let x = standard(eps, temperature);
+  for (let i = 0; i < steps; i++) {
+    const v = await engine.velocity(x, i / steps);
+    const ahead = await engine.velocity(x.map((a, j) => a + v[j] / steps), (i + 1) / steps);
+    x = x.map((a, j) => a + (v[j] + ahead[j]) / (2 * steps));
+  }
+  return x.map((a, j) => prior.mean[j % D] + prior.std[j % D] * a);
 }

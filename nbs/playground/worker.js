@@ -32,15 +32,20 @@ async function load(url) {
   return bytes;
 }
 
+async function unpacked(bytes) {
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).arrayBuffer();
+}
+
 async function startEngine(wish) {
   provider = await pickProvider(wish);
   const [code, binary] = ENGINES[provider];
   const here = new URL("ort/", import.meta.url);
   const sizes = await (await fetch(new URL("sizes.json", here))).json();
   postMessage({ total: sizes[binary], trying: provider });
-  const [library, wasm] = await Promise.all([import(new URL(code, here)), load(new URL(binary, here))]);
+  const [library, wasm] = await Promise.all([import(new URL(code, here)), load(new URL(`${binary}.packed`, here))]);
   ort = library;
-  ort.env.wasm.wasmBinary = wasm.buffer;
+  ort.env.wasm.wasmBinary = await unpacked(wasm);
   ort.env.wasm.numThreads = 1;              // static hosts do not isolate pages, which threads would need
   ort.env.logLevel = "error";
 }
@@ -51,11 +56,13 @@ async function openNetwork(name, shape) {   // shape of one input: (C,h,w)
   sessions[name] = { session, shape };
 }
 
-async function run(name, data) {            // data: Float32Array of B inputs
+async function run(name, data, t) {         // data: Float32Array of B inputs; t: a time, for the prior
   const { session, shape } = sessions[name];
   const batch = data.length / shape.reduce((a, b) => a * b);
   const input = new ort.Tensor("float32", data, [batch, ...shape]);
-  const out = await session.run({ [session.inputNames[0]]: input });
+  const feeds = { [session.inputNames[0]]: input };
+  if (t !== undefined) feeds.t = new ort.Tensor("float32", new Float32Array(batch).fill(t), [batch]);
+  const out = await session.run(feeds);
   return Object.fromEntries(await Promise.all(
     Object.entries(out).map(async ([key, tensor]) => [key, Float32Array.from(await tensor.getData())])));
 }
@@ -69,7 +76,7 @@ const jobs = {
     return { provider };
   },
   open: ({ name, shape }) => openNetwork(name, shape),
-  run: ({ name, data }) => run(name, data),
+  run: ({ name, data, t }) => run(name, data, t),
 };
 
 let queue = Promise.resolve();              // one job at a time, in order

@@ -1,31 +1,34 @@
 // New pictures from two priors, fed with the same noise.
 import { newestOnly } from "../engine.js";
 import { element, paint } from "../paint.js";
-import { fitted, normals, standard } from "../prior.js";
+import { carried, normals, standard } from "../prior.js";
 
 const COUNT = 6;
 const $ = (id) => document.getElementById(id);
-const PRIORS = [["from-standard", standard, "N(0, I)"], ["from-fitted", fitted, "the fitted Gaussian"]];
 
 export function showSamples({ engine, facts, latent }) {
   const { D, size } = facts;
   let seed = 1;
-  const columns = PRIORS.map(([id, prior, name]) => {
-    const column = { prior, z: [], canvases: [] };
+  const column = (id, name, draw) => {
+    const column = { draw, z: null, canvases: [] };
     for (let i = 0; i < COUNT; i++) {
       const canvas = element("canvas", { width: size, height: size });
       column.canvases.push(canvas);
-      const choose = () => column.z[i] && latent.set(column.z[i], null, `z drawn from ${name}`);
+      const choose = () => column.z && latent.set(column.z.slice(i * D, (i + 1) * D), null, `z drawn from ${name}`);
       $(id).append(element("button", { onclick: choose, ariaLabel: `sample ${i + 1} from ${name}` }, canvas));
     }
     return column;
-  });
+  };
+  const columns = [column("from-standard", "N(0, I)", standard),
+    column("from-learned", "the learned prior", (eps, temperature) => carried(engine, facts, eps, temperature))];
   const draw = newestOnly(async () => {
-    const temperature = +$("temperature").value;
-    const noise = [...Array(COUNT).keys()].map((i) => normals(D, seed * COUNT + i));
-    for (const column of columns) column.z = noise.map((eps) => column.prior(facts, eps, temperature));
-    for (let i = 0; i < COUNT; i++) {                    // one by one, so that a slider's decode need not wait for all
-      for (const { z, canvases } of columns) paint(canvases[i], await engine.decode(z[i]), size);
+    const temperature = +$("temperature").value, eps = normals(COUNT * D, seed);
+    for (const column of columns) {
+      const z = await column.draw(eps, temperature);
+      column.z = z;
+      for (let i = 0; i < COUNT; i++) {                  // one by one, so that a slider's decode need not wait for all
+        paint(column.canvases[i], await engine.decode(z.slice(i * D, (i + 1) * D)), size);
+      }
     }
   });
   const tell = () => { $("temperature-value").textContent = (+$("temperature").value).toFixed(2); };
