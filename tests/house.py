@@ -229,7 +229,10 @@ def llms(root=ROOT):
             lines += ["", f"## {section or 'Start here'}", ""]
             last = section
         opening = json.loads((root / "nbs" / page).read_text(encoding="utf-8"))["cells"][0]["source"]
-        title, summary = re.search(r"# (.+?)\n+> (.+)", "".join(opening)).groups()
+        found = re.match(r"# (.+?)\n+> (.+)", "".join(opening))
+        if not found:
+            raise ValueError(f"{page}: expected a title and one line of summary, # Title, > summary; got {opening[:2]}")
+        title, summary = found.groups()
         name = re.sub(r"(^|/)\d+[a-zA-Z0-9]*_", r"\1", page).replace(".ipynb", ".html.md")   # nbdev drops the number
         lines.append(f"- [{title}]({said['Documentation']}/{name}): {summary}")
     return "\n".join(lines) + "\n"
