@@ -208,8 +208,8 @@ def test_the_package_hands_on_what_a_script_needs_first():
         _ = vae_nb.nothing
 
 
-def test_page_names_are_unique():
-    names = [re.sub(r"^\d+[a-zA-Z0-9]*_", "", p.stem) for p in house.notebooks()]
+def test_page_names_are_unique_in_their_folder():
+    names = [f"{p.parent.name}/" + re.sub(r"^\d+[a-zA-Z0-9]*_", "", p.stem) for p in house.notebooks()]
     assert sorted(set(names)) == sorted(names)
 
 
