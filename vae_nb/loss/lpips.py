@@ -145,8 +145,9 @@ class LPIPS(nn.Module):
             raise ValueError(
                 f"LPIPS({self.net}): expected floats (B,3,H,W), {least} pixels or more "
                 f"on a side, got {x.dtype} {tuple(x.shape)}")
-        known = self.range_checked and x.device.type != "cpu"
-        if self.any_range or known or torch.compiler.is_compiling():
+        if self.any_range or torch.compiler.is_compiling():
+            return
+        if self.range_checked and x.device.type != "cpu":
             return
         self.range_checked = True
         low, high = x.detach().aminmax()

@@ -355,7 +355,7 @@ class VAE(nn.Module):
         "A model by its name"
         _expect("preset", name in PRESETS, f"one of {', '.join(PRESETS)}", repr(name))
         config = PRESETS[name]
-        size = size or config.size
+        size = config.size if size is None else size
         if latent is None:
             return cls(config.resized(size))
         return cls(replace(config, size=size, latent=latent))
