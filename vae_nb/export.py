@@ -142,8 +142,9 @@ def export_onnx(
     z = model.latent_shape
     parts = dict(encoder=(Encode(model), dict(x=(3, model.size, model.size)), ["mu", "logvar"]),
                  decoder=(Decode(model), dict(z=z), ["x_hat"]))
-    if getattr(model.prior, "kind", "") == "flow":
-        parts["prior"] = Velocity(model.prior), dict(x=z, t=()), ["velocity"]
+    prior: nn.Module | None = model.prior
+    if prior is not None and prior.kind == "flow":
+        parts["prior"] = Velocity(prior), dict(x=z, t=()), ["velocity"]
     written = {}
     for name, (part, given, found) in parts.items():
         written[name] = folder / f"{name}.onnx"

@@ -213,7 +213,7 @@ def divergence(
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         v = velocity(x, t.expand(len(x)))
-        D, trace = x[0].numel(), 0.0
+        D, trace = x[0].numel(), x.new_zeros(len(x))
         for i in range(probes or D):
             if probes is None:
                 e = F.one_hot(torch.tensor(i), D).expand(len(x), D)
