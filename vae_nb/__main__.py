@@ -8,8 +8,11 @@ Docs: https://vae-nb.github.io/vae_nb/use/module.html.md"""
 __all__ = []
 
 # %% ../nbs/use/03_module.ipynb #8d6b0683
+import sys
+
 from .cli import vae_train
 
 # %% ../nbs/use/03_module.ipynb #83371c3f
 if __name__ == "__main__":
+    sys.argv[0] = "vae-train"   # as help calls it
     vae_train()

@@ -28,7 +28,7 @@ from .train.config import RECIPES, Config, recipe
 # %% ../nbs/use/01_cli.ipynb #757a6460
 def _with_config(func):
     "Give `func` an option for each field of Config, which owns their names, help and defaults."
-    texts = docments(Config)
+    texts, own_texts = docments(Config), docments(func)
 
     def option(field):
         default = "empty" if field.default == "" else field.default
@@ -40,7 +40,8 @@ def _with_config(func):
             kind = Annotated[Any, text, dict(action=BooleanOptionalAction, type=None, metavar=None)]
         return Parameter(field.name, Parameter.KEYWORD_ONLY, default=None, annotation=kind)
 
-    own = [p for p in signature(func).parameters.values() if p.kind != Parameter.VAR_KEYWORD]
+    own = [p.replace(annotation=Annotated[p.annotation, dict(help=own_texts[p.name])])   # no defaults
+           for p in signature(func).parameters.values() if p.kind != Parameter.VAR_KEYWORD]
     options = [option(field) for field in fields(Config)]
     func.__signature__ = signature(func).replace(parameters=own + options)
     return func
@@ -85,11 +86,11 @@ def check_seed(
 @plain_errors
 @_with_config
 def vae_train(
-    source: str = "",         # scenes, a folder, .zip, .npz, .npy; or emoji, fluent, afhq
+    source: str = "",         # scenes (rendered), folder, .zip, .npz, .npy; emoji, fluent, afhq
     out: str = "",            # run folder [runs/SOURCE-PRESET]
-    resume: bool = False,     # go on from the last checkpoint; with a source: or begin
+    resume: bool = False,     # continue from the last checkpoint; with a source, start if none
     overwrite: bool = False,  # replace a run that is already there
-    audit: bool = False,      # first print what each term of the loss does; stop if one is wrong
+    audit: bool = False,      # check each loss term on one batch first; stop if one is wrong
     **options,                # fields of Config
 ):
     "Train a VAE on images. Writes a run folder with the model, a checkpoint, metrics and pictures."

@@ -15,42 +15,42 @@ from dataclasses import dataclass
 @dataclass
 class Config:
     "Everything that decides a run (but its data)."
-    preset: str = "default"     # network: demo, web, default or reference
+    preset: str = "default"     # network and defaults: demo, web, default, reference
     size: int = 128             # pixels on a side; images are resized and cropped to it
-    latent: str = ""            # 256 for a vector, 8x16x16 for a map; empty: preset's
-    images: int = 0             # so many images of the source; 0: all (scenes: 15,000)
-    val_fraction: float = 0.05  # share held out, chosen by a hash of the names
+    latent: str = ""            # 256 (vector) or CxHxW, 8x16x16 (map); empty: preset's
+    images: int = 0             # use at most so many; 0: all (scenes: 15,000)
+    val_fraction: float = 0.05  # fraction held out for validation, by hash of the name
     epochs: int = 100           # passes over the training images
-    batch_size: int = 32        # images a step, over all processes
-    accumulate: int = 1         # parts of a batch: same gradients, less memory
+    batch_size: int = 32        # images per optimizer step, all GPUs together
+    accumulate: int = 1         # micro-batches per step; must divide --batch-size
     lr: float = 1e-3            # peak learning rate of AdamW
-    warmup: int = 200           # steps in which the learning rate climbs to its peak
-    weight_decay: float = 0.01  # AdamW's, for weights of convolutions and linear layers
-    clip: float = 1.0           # gradient norm at which gradients are clipped
-    ema: float = 0.999          # decay of the averaged weights, a step
-    beta: float = 0.02          # weight of the KL (mean over latent dimensions)
-    beta_schedule: str = "warmup"   # constant, warmup (a quarter) or cyclical (four)
-    free_bits: float = 0.0      # nats that each latent dimension costs at least
-    lpips: str = "auto"         # alex, vgg, squeeze, none; auto: alex if installed
-    lpips_weight: float = 1.0   # weight of LPIPS
-    backbone: str = "auto"      # LPIPS's weights: imagenet, random, a path; auto: first
-    flip: bool = True           # train with random horizontal flips
-    seed: int = 0               # decides initial weights, order, flips and noise
-    device: str = "auto"        # cuda, mps or cpu; auto: the first that is there
-    precision: str = "auto"     # bf16, fp16, fp32; auto: the first that is fast
-    compile: str = "auto"       # on or off: torch.compile; auto: on a GPU, in long runs
-    cuda_graph: str = "auto"    # on or off: record a step, replay it; auto: on a GPU
-    deterministic: bool = False  # on a GPU: the same bits every time, slower
-    threads: int = 0            # 0: PyTorch's choice; beside other work 1 is fastest
-    max_nonfinite_steps: int = 50   # in a row, after which the run stops
+    warmup: int = 200           # steps of linear learning-rate warmup
+    weight_decay: float = 0.01  # of AdamW; none on biases and norms
+    clip: float = 1.0           # maximum gradient norm (clip_grad_norm_)
+    ema: float = 0.999          # EMA decay of the weights, per step
+    beta: float = 0.02          # weight of the KL, averaged (not summed) over latents
+    beta_schedule: str = "warmup"  # constant, warmup (a quarter), cyclical (4 cycles)
+    free_bits: float = 0.0      # KL floor per latent dimension, in nats; 0: off
+    lpips: str = "auto"         # alex, vgg, squeeze, none; auto: alex if lpips is there
+    lpips_weight: float = 1.0   # weight of LPIPS in the loss
+    backbone: str = "auto"      # LPIPS: imagenet, random, path; auto: imagenet if found
+    flip: bool = True           # random horizontal flips in training
+    seed: int = 0               # of initial weights, order, flips and noise
+    device: str = "auto"        # cuda, mps, cpu; auto: the first available
+    precision: str = "auto"     # auto: bf16 if native, else fp16 (CUDA) or fp32
+    compile: str = "auto"       # on, off: torch.compile; auto: on a GPU, in long runs
+    cuda_graph: str = "auto"    # on, off: step as a CUDA graph; auto: on one GPU
+    deterministic: bool = False  # bit-reproducible on a GPU, slower
+    threads: int = 0            # CPU threads; 0: PyTorch's default; 1 on a shared CPU
+    max_nonfinite_steps: int = 50  # stop after so many steps in a row with NaN or inf
     log_every: int = 20         # steps between rows in metrics.jsonl
-    picture_every: int = 500    # steps between pictures; 0: only after picture_epochs
+    picture_every: int = 500    # steps between pictures; 0: only at --picture-epochs
     picture_epochs: str = ""    # epochs after which to draw, such as 1,4,12,32
-    checkpoint_every: int = 500  # steps between checkpoints; one at validations, too
-    val_every: int = 1          # epochs between validations
-    wandb: str = "auto"         # online, offline, disabled; auto: WANDB_MODE or offline
-    wandb_project: str = ""     # W&B project; empty: WANDB_PROJECT, else vae_nb
-    artifacts: bool = False     # checkpoints go to W&B, too
+    checkpoint_every: int = 500  # steps between checkpoints; also after each validation
+    val_every: int = 1          # epochs (not steps) between validations
+    wandb: str = "auto"         # auto: $WANDB_MODE, else offline; or online, disabled
+    wandb_project: str = ""     # W&B project; empty: $WANDB_PROJECT, else vae_nb
+    artifacts: bool = False     # upload checkpoints to W&B as artifacts
 
     def __post_init__(self):
         def check(names, holds, expected):
