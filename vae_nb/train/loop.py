@@ -47,7 +47,7 @@ def set_lr(
     optimizer: torch.optim.Optimizer,  # of a `TrainState`
     lr: float,  # the new rate
 ) -> float:     # the same
-    "The learning rate of the next step; on a GPU it lies there, and is filled in."
+    "Give all weights a new learning rate; a tensor (on a GPU) is filled in place."
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(lr)
@@ -66,7 +66,7 @@ class TrainState:
     nonfinite_steps: Tensor  # () steps in a row without a finite loss, on the device
     loss_scale: Tensor       # () factor of the loss in fp16; else 1
     step: int = 0            # steps done
-    best: float = math.inf   # the lowest held-out loss so far
+    best: float = math.inf   # the lowest held-out loss so far: see `save_checkpoint`
 
     @property
     def device(self): return next(self.model.parameters()).device
@@ -134,7 +134,7 @@ def _remaining_batches(
                          share=(process.rank, process.world_size)):
             whole_batch = (process.world_size * len(x), *state.model.latent_shape)
             yield x, process.shard(noise(config.seed, step, whole_batch, state.device))
-            step += 1
+            step += 1   # as `fit` does with state.step
 
 # %% ../../nbs/train/02_loop.ipynb #005b8b56
 def forward_pass(
@@ -155,24 +155,24 @@ def forward_pass(
 def step(
     state: TrainState,
     forward,      # (x, eps, beta_weight) -> dict of terms: see `forward_pass`
-    x: Tensor,    # (B,3,H,W) in [-1,1]: this process's share of the batch
+    x: Tensor,    # (B,3,H,W) in [-1,1]: what this process has of the batch
     eps: Tensor,  # (B,*latent_shape) noise
-    beta_weight: Tensor | float = 1.0,  # () share of beta that counts in this step
+    beta_weight: Tensor | float = 1.0,  # () factor of beta in this step, 0 to 1
     process: SingleProcess = SINGLE,    # who shares the batch
 ) -> dict:        # 0-d tensors: mean terms, grad_norm (unclipped), skipped (0 or 1)
-    "Forward, backward, clip, AdamW. Nothing in here waits for the device."
+    "Forward, backward, clip, AdamW. Waits for no device but Apple's."
     config, optimizer = state.config, state.optimizer
     optimizer.zero_grad(set_to_none=True)
     terms = {}
     parts = list(zip(x.chunk(config.accumulate), eps.chunk(config.accumulate)))
     for i, (x_part, eps_part) in enumerate(parts):
-        share = len(x_part) / len(x)
+        fraction = len(x_part) / len(x)
         with process.no_sync(i + 1 < len(parts)):
             x_part = x_part.contiguous(memory_format=torch.channels_last)
             found = forward(x_part, eps_part, beta_weight)
-            (found["loss"] * share * state.loss_scale).backward()
+            (found["loss"] * fraction * state.loss_scale).backward()
         for name, term in found.items():
-            terms[name] = terms.get(name, 0) + share * term.detach()
+            terms[name] = terms.get(name, 0) + fraction * term.detach()
     terms = process.all_reduce_mean(terms)
 
     weights = [p for p in state.model.parameters() if p.grad is not None]
@@ -295,6 +295,7 @@ def prepare_step(
         tell("compiling: the first steps take a minute or two")
         forward = torch.compile(forward)
     compute = partial(step, state, forward, process=process)
+    # DDP would have wrapped the model: only a step without it is recorded
     recorded = device.type == "cuda" and config.cuda_graph != "off" and network is state.model
     return CUDAGraphStep(compute) if recorded else compute
 
@@ -323,7 +324,6 @@ def fit(
             update_ema(state)
             means.add(terms, len(x) * process.world_size)
             reporter.step(state, terms)
-
             if due(state.step, config.log_every, total):
                 check_finite(state, terms)
                 reporter.row(state.step, dict(means.read(), lr=lr))
@@ -333,6 +333,7 @@ def fit(
                 reporter.row(state.step, held_out)
             if state.step in pictures or due(state.step, config.picture_every, total):
                 reporter.draw(state)
+                means.restart_clock()
             if held_out or due(state.step, config.checkpoint_every, total):
                 reporter.save(state, held_out)
                 means.restart_clock()
