@@ -1,6 +1,7 @@
-"""What the model that comes with the package can do: one record and the pictures of its page.
+r"""What the model that comes with the package can do: one record and the pictures of its page.
 
-    vae-train scenes --preset web --lr 2e-3 --batch-size 16 --epochs 3 --lpips squeeze --wandb disabled --out runs/scenes
+    vae-train scenes --preset web --beta-schedule warmup --lr 2e-3 --batch-size 16 --epochs 3 --lpips squeeze \
+        --wandb disabled --out runs/scenes
     python benchmarks/ready_model.py runs/scenes                  the run; the packaged weights are measured
 
 Reconstruction is measured on scenes that no run of 15,000 has seen (numbers 15,000 and up). Samples come from N(0, I) and

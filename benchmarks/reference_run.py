@@ -1,6 +1,6 @@
 """How far the network of twelve million parameters came: one record and the pictures of its page.
 
-    vae-train scenes --epochs 1 --lpips squeeze --wandb disabled --threads 1 --out runs/scenes-default
+    vae-train scenes --beta-schedule warmup --epochs 1 --lpips squeeze --wandb disabled --threads 1 --out runs/scenes-default
     python benchmarks/reference_run.py runs/scenes-default
 
 Reconstruction is measured on scenes that no run of 15,000 has seen (numbers 15,000 and up), beside the model that comes with the

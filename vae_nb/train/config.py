@@ -29,7 +29,7 @@ class Config:
     clip: float = 1.0           # maximum gradient norm (clip_grad_norm_)
     ema: float = 0.999          # EMA decay of the weights, per step
     beta: float = 0.02          # weight of the KL, averaged (not summed) over latents
-    beta_schedule: str = "warmup"  # constant, warmup (a quarter), cyclical (4 cycles)
+    beta_schedule: str = "constant"  # constant, warmup (a quarter), cyclical (4 cycles)
     free_bits: float = 0.0      # KL floor per latent dimension, in nats; 0: off
     lpips: str = "auto"         # alex, vgg, squeeze, none; auto: alex if lpips is there
     lpips_weight: float = 1.0   # weight of LPIPS in the loss
@@ -114,10 +114,10 @@ def parse_latent(
 # %% ../../nbs/train/01_config.ipynb #d929c0b4
 RECIPES = dict(
     default={},
-    reference=dict(lr=1e-4, beta_schedule="constant"),
+    reference=dict(lr=1e-4),
     web=dict(batch_size=64, lr=2e-3),
     demo=dict(size=64, images=10000, epochs=7, batch_size=16, lr=2e-3, warmup=100,
-              beta_schedule="constant", ema=0.995, lpips="none", log_every=10))
+              ema=0.995, lpips="none", log_every=10))
 
 
 def recipe(
