@@ -1,7 +1,7 @@
 r"""Real images: what a run on the Fluent Emoji 3D set has learned, and where it fails.
 
-    vae-train fluent --preset web --beta-schedule warmup --size 64 --latent 8x4x4 --epochs 5 --batch-size 32 --lpips squeeze --ema 0.99 \
-        --wandb disabled --val-every 2 --out runs/emoji
+    vae-train fluent --preset web --beta-schedule warmup --size 64 --latent 8x4x4 --epochs 5 --batch-size 32 --lpips squeeze \
+        --ema 0.99 --wandb disabled --val-every 2 --out runs/emoji
     python benchmarks/emoji.py runs/emoji
 
 The set has many pictures five or six times, in different skin tones, and a split by the hash of each name takes no notice. So
