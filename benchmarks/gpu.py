@@ -49,7 +49,7 @@ from vae_nb.loss.lpips import LPIPS  # noqa: E402
 from vae_nb.loss.objective import Objective  # noqa: E402
 from vae_nb.train.config import Config  # noqa: E402
 from vae_nb.train.device import backend_flags  # noqa: E402
-from vae_nb.train.loop import CUDAGraphStep, forward_pass, new_state, step  # noqa: E402
+from vae_nb.train.loop import CUDAGraphStep, make_forward, new_state, step  # noqa: E402
 
 FILES = ROOT / ".gpu" / "files"
 TRUNK = FILES / "squeezenet1_1_features.pth"
@@ -130,7 +130,7 @@ def contestant(given, preset, batch, compiled=False, recorded=False, layout="cha
     if layout == "contiguous":
         for model in (state.model, state.ema): model.to(memory_format=torch.contiguous_format)
     objective = Objective(0.02, lpips_of(given) if lpips else None).to(state.device)
-    forward = inner = forward_pass(state, objective)
+    forward = inner = make_forward(state, objective)
     if layout == "contiguous": forward = lambda x, eps, weight: inner(x.contiguous(), eps, weight)
     if compiled: forward = torch.compile(forward, backend="aot_eager" if given.rehearse else "inductor")
     compute = partial(step, state, forward)

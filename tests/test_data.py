@@ -20,7 +20,7 @@ from PIL import Image
 from vae_nb.data import cache
 from vae_nb.data import downloads as named_sets
 from vae_nb.data import images as pictures
-from vae_nb.data.dataset import ImageStore, batches, epoch_permutation, load, read_images, split, to_float
+from vae_nb.data.dataset import ImageStore, batches, epoch_order_and_flips, load, read_images, split, to_float
 
 def quiet(text): pass
 
@@ -224,7 +224,7 @@ def test_an_unwritable_cache_names_the_folder_and_the_remedy(tmp_path):
 
 
 def test_a_source_that_cannot_be_read_is_no_fault_of_the_cache(tmp_path):
-    with pytest.raises(FileNotFoundError, match="No such file.*gone"), cache.writing(tmp_path / "cache"):
+    with pytest.raises(FileNotFoundError, match="No such file.*gone"), cache.explain_write_errors(tmp_path / "cache"):
         open(tmp_path / "gone")
 
 
@@ -466,7 +466,7 @@ def test_every_mode_of_sixteen_bits(mode):
         image = Image.frombytes(mode, (2, 2), np.full(4, 2048, ">u2").tobytes())
     elif mode == "I":
         image = Image.fromarray(np.full((2, 2), 2048, np.int32))
-    assert pictures.largest_grey(image) == ("I", 2048)
+    assert pictures.high_bit_depth_max(image) == ("I", 2048)
     assert pictures._to_rgb(image, 4095).getpixel((0, 0)) == (128,) * 3
     assert pictures._to_rgb(image, 65535).getpixel((0, 0)) == (8,) * 3
 
@@ -807,7 +807,7 @@ def test_an_epoch_shows_every_image_once_and_epochs_and_seeds_differ():
 
 def test_orders_and_splits_are_what_they_were():
     "A resumed run, and a score on held-out images, rely on these numbers."
-    perm, flips = epoch_permutation(8, epoch=2, seed=3)
+    perm, flips = epoch_order_and_flips(8, epoch=2, seed=3)
     assert (perm.tolist(), flips.int().tolist()) == ([6, 4, 2, 0, 1, 5, 3, 7], [1, 1, 0, 0, 0, 1, 0, 1])
     names = [f"{kind}/{i}.png" for kind in ("cat", "dog", "é") for i in range(40)]
     assert split(names)[1].tolist() == [0, 15, 32, 37, 58] and split(names, 0.5)[1].tolist()[:8] == [0, 1, 3, 4, 6, 8, 9, 12]

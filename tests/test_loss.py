@@ -26,7 +26,7 @@ from vae_nb.model.vae import VAE
 from vae_nb.train.config import Config
 from vae_nb.train.distributed import SingleProcess
 from vae_nb.train.logging import read_metrics
-from vae_nb.train.loop import check_finite, fit, new_state
+from vae_nb.train.loop import fit, new_state, raise_if_diverged
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -494,7 +494,7 @@ def test_training_and_validation_use_one_objective(tmp_path, monkeypatch):
 def test_validation_computes_what_training_computes():
     from vae_nb.data.dataset import batches, load
     from vae_nb.train.config import recipe
-    from vae_nb.train.loop import forward_pass, new_state, noise, step, validate
+    from vae_nb.train.loop import make_forward, new_state, noise, step, validate
     config = recipe("demo", **{name: value for name, value in TINY.items() if name not in ("preset", "wandb")})
     store, index = load("scenes", 32, 8), torch.arange(8)
     knobs = dict(pixels="calibrated", latents="sum", free_bits=0.1)
@@ -502,7 +502,7 @@ def test_validation_computes_what_training_computes():
         held_out = validate(new_state(config), objective, store.images, index)
         x = next(batches(store.images, index, 8, shuffle=False, flip=False))
         state = new_state(config)   # the same weights, and the same noise
-        terms = step(state, forward_pass(state, objective), x, noise(config.seed, 0, (8, 8), torch.device("cpu")))
+        terms = step(state, make_forward(state, objective), x, noise(config.seed, 0, (8, 8), torch.device("cpu")))
         for name in objective.units: assert held_out[f"{name}_val"] == pytest.approx(terms[name].item(), rel=1e-6), name
 
 
@@ -539,4 +539,4 @@ def test_a_lost_run_names_the_loss_if_nothing_else_is_wrong():
     nan, one = torch.tensor(math.nan), torch.tensor(1.)
     fine = dict(loss=one, kl=one, grad_norm=nan)
     for terms, blamed in ((fine | dict(loss=nan), "the loss"), (fine, "the gradient"), (fine | dict(loss=nan, kl=nan), "kl")):
-        with pytest.raises(FloatingPointError, match=f": {blamed} is not finite"): check_finite(state, terms)
+        with pytest.raises(FloatingPointError, match=f": {blamed} is not finite"): raise_if_diverged(state, terms)

@@ -513,7 +513,7 @@ def test_what_went_wrong_for_good_is_said(tmp_path, old, capsys, monkeypatch):
     assert "the last good checkpoint is of step 5" in capsys.readouterr().err
     monkeypatch.setattr(run._StopSignal, "__call__", lambda self: True)
     spoil(monkeypatch, {1})
-    with pytest.raises(run.Interrupted, match="after step 1 of 6; the last loss .* there is none.$"): again(tmp_path / "c")
+    with pytest.raises(run.TrainingInterrupted, match="after step 1 of 6; the last loss .* none.$"): again(tmp_path / "c")
 
 
 def test_a_run_that_is_worse_than_the_mean_image_says_so(tmp_path, old, capsys):

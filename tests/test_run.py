@@ -205,7 +205,7 @@ def test_any_file_of_a_run_is_a_model(tmp_path):
     state = new_state(recipe("demo", size=32, latent="16", device="cpu"))
     with torch.no_grad():
         for p in state.ema.parameters(): p.add_(1)
-    assert save_checkpoint(state, tmp_path, held_out=0.5)
+    assert save_checkpoint(state, tmp_path, val_loss=0.5)
     for name in ("model", "best", "checkpoint"):
         found = load_model(tmp_path / f"{name}.safetensors", "cpu").state_dict()
         assert all(torch.equal(value, found[key]) for key, value in state.ema.state_dict().items())

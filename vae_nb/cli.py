@@ -40,7 +40,7 @@ def _with_config(func):
             kind = Annotated[Any, text, dict(action=BooleanOptionalAction, type=None, metavar=None)]
         return Parameter(field.name, Parameter.KEYWORD_ONLY, default=None, annotation=kind)
 
-    own = [p.replace(annotation=Annotated[p.annotation, dict(help=own_texts[p.name])])   # no defaults
+    own = [p.replace(annotation=Annotated[p.annotation, dict(help=own_texts[p.name])])
            for p in signature(func).parameters.values() if p.kind != Parameter.VAR_KEYWORD]
     options = [option(field) for field in fields(Config)]
     func.__signature__ = signature(func).replace(parameters=own + options)
@@ -100,10 +100,10 @@ def vae_train(
                          "or --resume --out RUN")
     run = Path(out or f"runs/{Path(source).resolve().stem}-{recipe(**given).preset}").expanduser()
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")   # torch reads it when it is imported: now
-    from vae_nb.train.run import Interrupted, train_run
+    from vae_nb.train.run import TrainingInterrupted, train_run
     try:
         train_run(source, run, resume, overwrite, given, audit)
-    except Interrupted as stopped:
+    except TrainingInterrupted as stopped:
         raise CliError(str(stopped)) from None
 
 # %% ../nbs/use/01_cli.ipynb #5a0f3a98
@@ -224,10 +224,10 @@ def vae_fit_prior(
     from vae_nb.analysis.prior import encode_dataset, fit_prior, model_fingerprint
     from vae_nb.data.dataset import load_images
     from vae_nb.train.checkpoint import load_model
-    from vae_nb.train.run import read_record
+    from vae_nb.train.run import read_run_config
     model = load_model(run, device)
     if not data:
-        data = read_record(Path(run).expanduser())["source"]
+        data = read_run_config(Path(run).expanduser())["source"]
     store = load_images(data, model.size, n or None)
     print(f"encoding {len(store):,} images of {data}", flush=True)
     mu, logvar = encode_dataset(model, store.images)

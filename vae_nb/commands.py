@@ -40,13 +40,13 @@ def _unseen_images(
     "Images that a model has not been trained on."
     from vae_nb.data.dataset import load, split, to_float
     from vae_nb.data.scenes import scene_factors
-    from vae_nb.train.run import read_record
+    from vae_nb.train.run import read_run_config
     if n < 1:
         raise ValueError(f"--n: expected at least 1, got {n}")
     if not data and not (Path(run) / "config.json").is_file():
         raise ValueError(f"{run} has no config.json that says which images it was trained on: "
                          "give --data SOURCE")
-    facts = {} if data else read_record(Path(run))
+    facts = {} if data else read_run_config(Path(run))
     source = data or facts["source"]
     if source == "scenes":
         images = load("scenes", size, n, seed=_WORLD).images
@@ -67,10 +67,10 @@ def _implied_likelihood(
 ):             # float or None
     "Scale of the Laplace likelihood that a run was trained with; None with LPIPS."
     from vae_nb.loss.objective import implied_scale
-    from vae_nb.train.run import read_record
+    from vae_nb.train.run import read_run_config
     if not (Path(run) / "config.json").is_file():
         return None
-    facts = read_record(Path(run))
+    facts = read_run_config(Path(run))
     if "LPIPS" in facts.get("objective", ["LPIPS"])[0] or not facts["config"]["beta"]:
         return None
     return implied_scale(facts["config"]["beta"], 3 * model.size**2, model.D)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from .cache import build_once, cache_root, tell, writing
+from .cache import build_once, cache_root, explain_write_errors, tell
 from .images import MAX_BYTES, SUFFIXES, Source, open_image, open_zip, read_zip, reason
 
 # %% ../../nbs/data/05_downloads.ipynb #11d36d7a
@@ -204,7 +204,7 @@ def _fetch(named, folder):
     except Exception as error:  # of several libraries
         raise named.unreachable(error) from error
     pictures = _pictures(named, packed)
-    with writing(folder.parent):
+    with explain_write_errors(folder.parent):
         packed.unlink()
         with zipfile.ZipFile(folder / f"{named.name}.zip", "w") as archive:
             for file, data in sorted(pictures.items()):

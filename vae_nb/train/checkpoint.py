@@ -190,15 +190,15 @@ def load_model(
 def save_checkpoint(
     state: TrainState,
     folder: Path,           # of the run
-    held_out: float = math.inf,  # the held-out loss, if it has just been measured
+    val_loss: float = math.inf,  # the held-out loss, if it has just been measured
 ) -> bool:                  # False: the state is not worth keeping, and nothing was written
     "Write best.safetensors (if this is the best model), checkpoint.safetensors, model.safetensors."
     folder = Path(folder)
     if state.nonfinite_steps or not all(p.isfinite().all() for p in state.model.parameters()):
         return False
-    if held_out < state.best:
-        save_model(state.ema, folder / "best.safetensors", step=state.step, loss_val=held_out)
-        state.best = held_out
+    if val_loss < state.best:
+        save_model(state.ema, folder / "best.safetensors", step=state.step, loss_val=val_loss)
+        state.best = val_loss
     save_state(state, folder / "checkpoint.safetensors")
     save_model(state.ema, folder / "model.safetensors", step=state.step)
     return True
