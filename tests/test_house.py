@@ -614,3 +614,9 @@ def test_file_names_no_machine_and_leaves_nothing_for_later(path):
         text = "\n".join(words(json.loads(text)))
     assert MARKS.findall(text) == []
     assert [m[0] for m in MACHINE_PATH.finditer(text)] == []
+
+
+def test_versions_for_a_bug_report(capsys):
+    from vae_nb.cli import vae_train
+    vae_train(env=True)
+    assert {"vae_nb", "torch", "device", "cache"} <= {line.split()[0] for line in capsys.readouterr().out.splitlines()}

@@ -91,9 +91,13 @@ def vae_train(
     resume: bool = False,     # continue from the last checkpoint; with a source, start if none
     overwrite: bool = False,  # replace a run that is already there
     audit: bool = False,      # check each loss term on one batch first; stop if one is wrong
+    env: bool = False,        # print versions, device and folders for a bug report, and stop
     **options,                # fields of Config
 ):
     "Train a VAE on images. Writes a run folder with the model, a checkpoint, metrics and pictures."
+    if env:
+        from vae_nb.train.device import environment
+        return print(environment())
     given = {name: value for name, value in options.items() if value is not None}
     if not source and not (resume and out):
         raise ValueError("which images? Give scenes, a folder, a .zip/.npz/.npy, or a named set; "
