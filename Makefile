@@ -33,6 +33,7 @@ demo: $(DEMO_READY) ## set up, show the ready model, train a small one on the em
 	@echo "the model that comes with the package:"
 	@$(BIN)/vae-reconstruct scenes scenes --n 8 --out runs/ready/reconstructions.png
 	@$(BIN)/vae-sample scenes --n 16 --out runs/ready/samples.png
+	@$(BIN)/vae-traverse scenes --data scenes --factors --out runs/ready/factors.png
 	@echo "and now one of your own:"
 	@$(BIN)/vae-train scenes --preset demo --out runs/demo --overwrite
 

@@ -259,7 +259,7 @@ def workshop(tmp_path):
         case "$1 $2" in
           "-m venv") mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
           "-m pip") if [ -e broken ]; then echo "no such package" >&2; exit 1; fi
-            for command in train reconstruct sample; do
+            for command in train reconstruct sample traverse; do
               printf '#!/bin/sh\\necho '$command' "$@"\\n' > .venv/bin/vae-$command; chmod +x .venv/bin/vae-$command; done ;;
         esac
         """))
