@@ -21,6 +21,8 @@ class SingleProcess:
     "The only process of a run: it does all of the work."
     rank, world_size = 0, 1
 
+    def __repr__(self): return f"{type(self).__name__}()"
+
     @property
     def is_main_process(self): return self.rank == 0
 
