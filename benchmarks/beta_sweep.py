@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import torch
-from PIL import Image
+from record import save_enlarged
 from steps import Record, Shuffled, arguments, small_scenes
 
 from vae_nb.analysis.disentanglement import disentanglement
@@ -23,7 +23,6 @@ from vae_nb.data.dataset import to_float
 from vae_nb.data.scenes import scene_factors
 from vae_nb.loss.objective import Objective, psnr
 from vae_nb.model.vae import VAE
-from vae_nb.plots import grid
 from vae_nb.train.config import Config
 from vae_nb.train.loop import learning_rate
 
@@ -141,9 +140,7 @@ def main():
     record.save(models=rows, parameters=sum(p.numel() for p in model.parameters()),
                 rows=["original", *given.beta], traversals={key: shown[key] for key in ("beta", "seed")})
     for name, images, columns in (("beta_sweep", torch.cat(pictures), 8), ("beta_sweep_traversals", best, 9)):
-        picture = grid(images, columns=columns, pad=1)
-        picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST).save(
-            given.out / f"{name}.jpg", quality=85)
+        save_enlarged(images, columns, given.out / f"{name}.jpg")
 
 
 if __name__ == "__main__":

@@ -12,14 +12,13 @@ import argparse
 import math
 
 import torch
-from PIL import Image
+from record import save_enlarged
 from steps import Record, Shuffled, arguments, small_scenes
 
 from vae_nb.data.dataset import to_float
 from vae_nb.data.scenes import FACTORS, render, scene_factors
 from vae_nb.loss.objective import Objective
 from vae_nb.model.vae import VAE
-from vae_nb.plots import grid
 from vae_nb.train.config import Config
 from vae_nb.train.loop import learning_rate
 
@@ -115,9 +114,7 @@ def main():
     print("leak", curves["leak"][-1], flush=True)
     record.save(curves=curves, rows=["original", *mistakes])
     for name, pixels, columns in (("failures", torch.cat(rows), 10), ("failures_leak", leak, 12)):
-        picture = grid(pixels, columns=columns, pad=1)
-        picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST).save(
-            given.out / f"{name}.jpg", quality=85)
+        save_enlarged(pixels, columns, given.out / f"{name}.jpg")
 
 
 if __name__ == "__main__":

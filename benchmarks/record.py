@@ -33,3 +33,12 @@ def save(record, name, device, folder=RESULTS):
     "To benchmarks/results/NAME_DEVICE.json, or to another folder."
     Path(folder).mkdir(exist_ok=True, parents=True)
     (Path(folder) / f"{name}_{device}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def save_enlarged(images, columns, path):
+    "Small images side by side, each of their pixels twice as large, as a JPEG."
+    from PIL import Image
+
+    from vae_nb.plots import grid
+    picture = grid(images, columns=columns, pad=1)
+    picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST).save(path, quality=85)
