@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vae_nb.plots import RECORDS
+
 NBS = Path(__file__).parents[1] / "nbs"
 PAGE = NBS / "playground"
 MODEL = PAGE / "model"
@@ -63,8 +65,8 @@ def test_the_engine_is_pinned():
 
 def test_the_model_files_belong_together():
     facts = json.loads((MODEL / "latents.json").read_text())
-    sizes = [path.stat().st_size for path in MODEL.iterdir()]
-    assert sum(sizes) <= 9e6
+    sizes = [path.stat().st_size for path in MODEL.rglob("*") if path.is_file()]
+    assert sum(sizes) <= 12e6
     assert {path.stem: path.stat().st_size for path in MODEL.glob("*.onnx")} == facts["bytes"]
     assert set(facts["bytes"]) == {"encoder", "decoder", "prior"}
     D, E = facts["D"], len(facts["examples"]["factors"])
@@ -76,6 +78,17 @@ def test_the_model_files_belong_together():
     std = np.frombuffer(base64.b64decode(facts["std"]["half"]), "<f2").astype(float)
     np.testing.assert_allclose((factor**2).sum(1) ** 0.5, std, rtol=2e-3)   # two roundings to 11 bits
     assert examples().shape == (E, facts["size"], facts["size"], 3)
+
+
+def test_the_models_of_the_beta_slider_are_those_of_the_record():
+    facts = json.loads((MODEL / "beta" / "beta.json").read_text())
+    record = json.loads((RECORDS / "beta_sweep_cpu.json").read_text())
+    first = [row for row in record["models"] if row["seed"] == 0]
+    assert [row["beta"] for row in facts["models"]] == record["beta"] == [row["beta"] for row in first]
+    for row, told in zip(facts["models"], first):
+        for key in ("rate", "distortion", "psnr", "kl"):
+            assert row[key] == told[key]
+        assert (MODEL / "beta" / f"{row['decoder']}.onnx").stat().st_size == row["bytes"]
 
 
 def test_the_whole_page_is_small():
@@ -115,26 +128,35 @@ def served():
     if server.socket.fileno() >= 0: server.stop()
 
 
+SOFTWARE_CARD = ["--enable-unsafe-webgpu", "--enable-features=Vulkan", "--use-vulkan=swiftshader",
+                 "--use-webgpu-adapter=swiftshader"]
+
+
 @pytest.fixture
-def browser():
+def browser(request):
+    "Chromium; parametrized indirectly: with these flags."
     if not CHROMIUM: pytest.skip("chromium is not installed")
     if not (PAGE / "ort" / "sizes.json").exists(): pytest.skip("npm packages are missing: npm ci --prefix nbs/playground")
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *getattr(request, "param", [])])
         yield chromium
         chromium.close()
 
 
-def opened(browser, served, **options):
+def opened(browser, served, engine="wasm", **options):
     "The page, ready; what it complained of; where it fetched from."
     page = browser.new_page(**{"viewport": dict(width=1280, height=900), **options})
     page.set_default_timeout(120_000)
+    if engine == "webgpu":                                   # a card made of software is slower than the page waits
+        page.set_default_timeout(500_000)
+        patient = (PAGE / "engine.js").read_text().replace("20_000", "500_000")
+        page.route("**/engine.js", lambda route: route.fulfill(body=patient, content_type="text/javascript"))
     complaints, hosts = [], set()
     page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda request: hosts.add(request.url.split("/")[2] if "//" in request.url else request.url[:5]))
-    page.goto(f"{served.address}/playground/index.html?engine=wasm")
+    page.goto(f"{served.address}/playground/index.html?engine={engine}")
     page.wait_for_function("window.playground?.painted > 0")
     return page, complaints, hosts
 
@@ -193,6 +215,44 @@ def test_the_playground_in_chromium(browser, served, tmp_path):
           f"{page.evaluate('playground.ready'):.0f} ms, on {page.evaluate('playground.engine.provider')}")
     assert hosts == {served.address.split("/")[2]} and not complaints
     assert rate > 2 and paint < 3000
+
+
+def half(number) -> np.ndarray:
+    "Numbers of the page's JSON."
+    return np.frombuffer(base64.b64decode(number["half"]), "<f2").astype(np.float32).reshape(number["shape"])
+
+
+@pytest.mark.slow
+def test_the_slider_of_beta(browser, served):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    page, complaints, _ = opened(browser, served)
+    facts = json.loads((MODEL / "beta" / "beta.json").read_text())
+    for stop in (5, 0):
+        model = facts["models"][stop]
+        page.locator("#beta").evaluate("(s, i) => { s.value = i; s.dispatchEvent(new Event('input')); }", stop)
+        page.wait_for_function("start => document.getElementById('beta-facts').textContent.startsWith(start)",
+                               arg=f"β = {model['beta']}:")
+        session = onnxruntime.InferenceSession(MODEL / "beta" / f"{model['decoder']}.onnx", providers=["CPUExecutionProvider"])
+        x_hat, = session.run(None, {"z": half(model["mu"])})
+        wanted = np.round((x_hat.clip(-1, 1) + 1) * 127.5).transpose(2, 0, 3, 1).reshape(facts["size"], -1, 3)
+        page.evaluate("document.querySelectorAll('#beta-rows canvas')[1].id = 'beta-mean'")
+        assert np.abs(pixels(page, "beta-mean") - wanted).max() <= 2
+        bars = page.evaluate("[...document.querySelectorAll('#beta-kl i')].map((bar) => bar.clientHeight)")
+        assert bars == sorted(bars, reverse=True) and (bars[3] > 20) == (stop == 0)
+    assert not complaints
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("browser", [SOFTWARE_CARD], indirect=True, ids=["software_card"])
+def test_a_graphics_card_decodes_as_pytorch_does(browser, served):
+    probe = browser.new_page()
+    probe.goto(f"{served.address}/playground/style.css")
+    if not probe.evaluate("navigator.gpu?.requestAdapter().then((adapter) => Boolean(adapter))"):
+        pytest.skip("Chromium has no WebGPU here")
+    page, _, _ = opened(browser, served, engine="webgpu")
+    settled(page)
+    assert page.evaluate("playground.engine.provider") == "webgpu"
+    assert np.abs(pixels(page) - examples()[0]).max() <= 2
 
 
 @pytest.mark.slow

@@ -50,8 +50,8 @@ export class Engine {
     });
     this.started = true;
     this.provider = found.provider;
-    this.prior = this.ask("open", { name: "prior", shape: latent });               // while the reader looks
-    this.encoder = this.ask("open", { name: "encoder", shape: [3, size, size] });
+    this.prior = this.open("prior", latent);                               // while the reader looks
+    this.encoder = this.open("encoder", [3, size, size]);
     for (const later of [this.prior, this.encoder]) later.catch(() => {});
   }
 
@@ -69,9 +69,12 @@ export class Engine {
     });
   }
 
+  // A network of the model's folder; shape of one input
+  open(name, shape) { return this.ask("open", { name, shape }); }
+
   // z (B*D) -> x_hat (B*3*S*S)
-  async decode(z) {
-    return (await this.ask("run", { name: "decoder", data: Float32Array.from(z) })).x_hat;
+  async decode(z, name = "decoder") {
+    return (await this.ask("run", { name, data: Float32Array.from(z) })).x_hat;
   }
 
   // x (B*D) at time t -> dx/dt (B*D), where the learned prior carries noise

@@ -9,6 +9,7 @@ import { showSamples } from "./views/samples.js";
 import { showPath } from "./views/path.js";
 import { showOwn } from "./views/own.js";
 import { showKL } from "./views/kl.js";
+import { showBeta } from "./views/beta.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -42,7 +43,7 @@ async function main() {
 
   showFactors(page);
   showDirections(page);
-  const views = [showSamples(page), showPath(page), showOwn(page), showKL(page)];
+  const views = [showSamples(page), showPath(page), showOwn(page), showKL(page), showBeta(page)];
   $("facts").textContent = `${(facts.parameters / 1e6).toFixed(1)} million parameters, z has ${facts.D} dimensions ` +
     `(${facts.latent.join("×")}), pictures of ${facts.size}×${facts.size}. Statistics from ${facts.images.toLocaleString("en")} ` +
     `training scenes; on ${facts.held_out} held-out ones the factors explain ` +
