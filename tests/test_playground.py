@@ -285,20 +285,36 @@ def test_the_page_fits_its_window(browser, served, width, scheme):
     assert not complaints
 
 
+def trained(beta, s) -> tuple[float, float]:
+    "Nats and squared error of the library's best linear VAE, on data with the eigenvalues of the collapse page."
+    import torch
+
+    from vae_nb.model.distributions import gaussian_kl
+    from vae_nb.model.linear_vae import LinearVAE
+    variances = torch.tensor([4.0, 2.4, 1.4, 0.8, 0.45, 0.26, 0.24, 0.12, 0.07, 0.04, 0.02, 0.01]).double()
+    noise = torch.randn(64, 12, generator=torch.Generator().manual_seed(0)).double()
+    x = torch.linalg.qr(noise - noise.mean(0))[0] * 8 * variances.sqrt()
+    model = LinearVAE.fit(x, 11, beta, s)
+    mu, logvar = model.optimal_q(x, beta)
+    x_hat = model.mean + mu @ model.W.T
+    spread = (model.W**2 * logvar.exp().mean(0)).sum()                      # of the decoder's output, z drawn from q
+    return gaussian_kl(mu, logvar).sum(1).mean().item(), ((x - x_hat)**2).sum(1).mean().item() + spread.item()
+
+
 @pytest.mark.slow
 def test_the_widgets_in_chromium(browser, served):
     "ELBO + gap = log p(x), for a q that nobody chose; KL as in the library; a drag moves q."
     import torch
 
     from vae_nb.model.distributions import gaussian_kl
-    for name in ("elbo", "two_gaussians"):
+    for name in ("elbo", "two_gaussians", "water_level"):
         page = browser.new_page(viewport=dict(width=700, height=700))
         complaints = []
         page.on("pageerror", lambda error: complaints.append(str(error)))  # noqa: B023
         page.goto(f"{served.address}/playground/widgets/{name}.html")
         text = page.locator(".widget p")
         before = text.inner_text()
-        box = page.locator("svg circle").bounding_box()
+        box = page.locator("svg line" if name == "water_level" else "svg circle").last.bounding_box()
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         page.mouse.down()
         page.mouse.move(box["x"] - 80, box["y"] + 40)
@@ -310,6 +326,11 @@ def test_the_widgets_in_chromium(browser, served):
             for row in found:
                 assert row["elbo"] + row["gap"] == pytest.approx(row["logP"], abs=1e-4)
                 assert row["gap"] > 0
+        elif name == "water_level":
+            for beta, s in ((1, 0.5), (8, 0.3), (20, 1.5)):
+                found = page.evaluate(f"import('./water_level.js').then(({{ optimum }}) => optimum({beta}, {s}))")
+                rate, error = trained(beta, s)
+                assert found["rate"] == pytest.approx(rate, abs=1e-6) and found["error"] == pytest.approx(error, abs=1e-6)
         else:
             found = page.evaluate("import('./two_gaussians.js').then(({ kl }) => kl(1.2, 0.5, -0.3, 0.8))")
             mine = gaussian_kl(torch.tensor(1.2), torch.tensor(0.25).log(), torch.tensor(-0.3), torch.tensor(0.64).log())

@@ -1,5 +1,6 @@
 // A small plot in SVG: curves, a handle to drag, sliders, a row of bars. Colours are those of the figures.
-export const COLORS = { prior: "#808080", posterior: "#4477AA", truePosterior: "#332288", elbo: "#CC3311", logP: "#111111", kl: "#4477AA" };
+export const COLORS = { prior: "#808080", posterior: "#4477AA", truePosterior: "#332288", elbo: "#CC3311", logP: "#111111", kl: "#4477AA",
+  reconstruction: "#EE7733" };
 const NS = "http://www.w3.org/2000/svg";
 
 export function svg(tag, attributes = {}, ...children) {
