@@ -216,7 +216,7 @@ def test_page_names_are_unique_in_their_folder():
 def test_quarto_settings_are_linked_not_copied():
     link = ROOT / "nbs/_quarto.yml"
     assert link.is_symlink() and os.readlink(link) == "../_quarto.yml"
-    assert QUARTO["format"]["html"]["keep-md"] is True and QUARTO["format"]["commonmark"] == "default"
+    assert QUARTO["format"]["html"]["keep-md"] is True and "tex_math_dollars" in QUARTO["format"]["commonmark"]["variant"]
     assert (ROOT / "nbs" / QUARTO["format"]["html"]["css"]).is_file()
     links = [item["href"] for item in QUARTO["website"]["navbar"]["right"] if "href" in item]
     assert links == [PROJECT["urls"]["Repository"]]

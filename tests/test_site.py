@@ -186,9 +186,10 @@ def test_machines_are_told_of_every_page():
 def test_a_link_to_the_site_shows_a_picture():
     site = QUARTO["website"]
     assert site["open-graph"]["image"] == site["twitter-card"]["image"]
-    with Image.open(house.ROOT / "nbs" / site["open-graph"]["image"]) as card:
+    assert site["open-graph"]["image"].startswith("/")   # else it is sought beside every page
+    with Image.open(house.ROOT / "nbs" / site["open-graph"]["image"].lstrip("/")) as card:
         assert card.size == (site["open-graph"]["image-width"], site["open-graph"]["image-height"]) and card.width >= 1200
-    assert (house.ROOT / "nbs" / site["open-graph"]["image"]).stat().st_size < 300_000
+    assert (house.ROOT / "nbs" / site["open-graph"]["image"].lstrip("/")).stat().st_size < 300_000
     with Image.open(house.ROOT / "nbs" / site["favicon"]) as icon:
         assert icon.width == icon.height >= 32
 
