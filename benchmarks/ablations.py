@@ -38,8 +38,8 @@ from vae_nb.train.loop import learning_rate
 DEFAULT = PRESETS["default"]
 FULL = dict(network=DEFAULT, lpips=True, beta=0.02, schedule="warmup", squared=False)
 ARMS = {  # name: (what is changed, the arm)
-    "default": ("the default preset, L1 + LPIPS + 0.02 KL, beta comes in during the first quarter", FULL),
-    "constant_beta": ("the whole of beta from the first step", FULL | dict(schedule="constant")),
+    "default": ("the default preset, L1 + LPIPS + 0.02 KL, KL warm-up during the first quarter", FULL),
+    "constant_beta": ("constant beta", FULL | dict(schedule="constant")),
     "no_refinement": ("no residual blocks at half resolution", FULL | dict(network=replace(DEFAULT, half_res_channels=0))),
     "l1": ("L1 + 0.02 KL", FULL | dict(lpips=False)),
     "mse": ("mean squared error + 0.002 KL (an error of 0.05 weighs as in L1 + 0.02 KL)",

@@ -55,7 +55,7 @@ def training(run):
     "What the run's own files say."
     facts = json.loads((run / "config.json").read_text())
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    kept = {key: value for key, value in facts["config"].items() if key not in ("trunk", "backbone")}
+    kept = {key: value for key, value in facts["config"].items() if key != "backbone"}
     held_out = [{key: value for key, value in row.items() if key.endswith("_val") or key in ("step", "epoch")}
                 for row in rows if "psnr_val" in row]
     seen = [{key: row[key] for key in ("step", "l1", "lpips", "kl")} for row in rows if "l1" in row]

@@ -52,7 +52,7 @@ from vae_nb.train.device import backend_flags  # noqa: E402
 from vae_nb.train.loop import CUDAGraphStep, make_forward, new_state, step  # noqa: E402
 
 FILES = ROOT / ".gpu" / "files"
-TRUNK = FILES / "squeezenet1_1_features.pth"
+BACKBONE = FILES / "squeezenet1_1_features.pth"
 EMOJI = FILES / "fluent-emoji-3d.zip"
 TESTS = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "tests/test_gpu.py"]
 
@@ -68,7 +68,7 @@ def write(given, name, record):
 def left(given): return given.end - time.monotonic()
 
 
-def lpips_of(given): return LPIPS("squeeze", str(TRUNK) if TRUNK.is_file() else "random")
+def lpips_of(given): return LPIPS("squeeze", str(BACKBONE) if BACKBONE.is_file() else "random")
 
 
 def wait(given):
@@ -256,7 +256,7 @@ def rival(given, name, images):
         source = endless(given, images, batch)
         timed_steps(given, advance, source, few)
         return dict(batch=batch, images_per_second=round(batch / timed_steps(given, advance, source, 2 * few), 1))
-    settings = argparse.Namespace(size=given.size, batch=batch, device=given.device, lr=1e-3, trunk="random")
+    settings = argparse.Namespace(size=given.size, batch=batch, device=given.device, lr=1e-3, backbone="random")
     with tempfile.TemporaryDirectory() as folder:
         for i, image in enumerate(images.cpu()[:512]):
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(f"{folder}/{i:05d}.png")
@@ -300,8 +300,8 @@ def finish(given, name, process):
 # ---- runs
 
 def train_command(given, name, source, *words):
-    trunk = str(TRUNK) if TRUNK.is_file() else "random"
-    common = ["--size", "128", "--lpips", "squeeze", "--backbone", trunk, "--wandb", "disabled", "--device", given.device,
+    backbone = str(BACKBONE) if BACKBONE.is_file() else "random"
+    common = ["--size", "128", "--lpips", "squeeze", "--backbone", backbone, "--wandb", "disabled", "--device", given.device,
               "--picture-every", "0", "--checkpoint-every", "100000"]
     if given.rehearse: common += ["--size", "32", "--images", "60", "--batch-size", "8", "--preset", "demo", "--latent", "16"]
     return [sys.executable, "-m", "vae_nb", source, *words, *common, "--out", str(given.runs / name)]
@@ -403,7 +403,7 @@ def runs(given):
             begin(given, jobs, *queue.pop(0))
         if resumed and resumed.poll() is not None and "ablations" not in jobs and left(given) > 60:
             pack(given)
-            words = ["--backbone", TRUNK, "--steps", "500", "--arm", "default", "no_refinement", "constant_beta"]
+            words = ["--backbone", BACKBONE, "--steps", "500", "--arm", "default", "no_refinement", "constant_beta"]
             begin(given, jobs, "ablations", experiment(given, "ablations", (left(given) - 40) / 60, *words))
         if not queue and resumed and all(job.poll() is not None for job in jobs.values()): break
     conclude(given, jobs)
@@ -451,7 +451,7 @@ def pack(given):
 def lay_out():
     "Copy what the runs read into .gpu/files: the backbone of LPIPS, and image sets as far as they can be had here."
     FILES.mkdir(parents=True, exist_ok=True)
-    for name, target in {"squeezenet1_1": TRUNK, "mnist": FILES / "mnist.npz", "freyfaces": FILES / "freyfaces.npz",
+    for name, target in {"squeezenet1_1": BACKBONE, "mnist": FILES / "mnist.npz", "freyfaces": FILES / "freyfaces.npz",
                          "fluent": EMOJI}.items():
         try: shutil.copyfile(find(name), target)
         except (OSError, ValueError) as error: print(f"{name}: {error}", file=sys.stderr)

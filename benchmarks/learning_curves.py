@@ -10,8 +10,8 @@ r"""Is the fast network as good? Presets and other designs, trained on the same 
 
 Held-out L1, LPIPS, KL and PSNR against the images seen and the seconds of training go to
 benchmarks/results/learning_curves_SIZE_DEVICE.json, after every measurement; the .jpg beside it has held-out images, and below
-them what each design makes of them in the end. LPIPS, in the loss and in the measurement, uses the SqueezeNet trunk; --trunk
-names its ImageNet weights, or says random.
+them what each design makes of them in the end. LPIPS, in the loss and in the measurement, uses the SqueezeNet backbone;
+--backbone names its ImageNet weights, or says random.
 """
 import argparse
 import json
@@ -37,7 +37,7 @@ from vae_nb.train.loop import Reporter, fit, new_state, validate
 DEFAULT = PRESETS["default"]
 GRID = dict(size=128, latent=(8, 16, 16))
 PIXELS8 = VAEConfig(**GRID, widths=(272,), blocks=2, patch_size=8, mid_blocks=2)
-FAR = replace(DEFAULT, half_res_channels=0)
+NO_BRANCH = replace(DEFAULT, half_res_channels=0)
 NARROW = replace(PIXELS8, widths=(256,))
 DESIGNS = {  # name: what it tries; all have about 12 M parameters and the latent of the presets
     "pixels8": PIXELS8,
@@ -45,11 +45,11 @@ DESIGNS = {  # name: what it tries; all have about 12 M parameters and the laten
     "pixels2": VAEConfig(**GRID, widths=(32, 64, 304), blocks=(1, 1, 2), patch_size=2, mid_blocks=2),
     "deep": VAEConfig(**GRID, widths=(184,), blocks=5, patch_size=8, mid_blocks=4),
     "wide": VAEConfig(**GRID, widths=(376,), blocks=1, patch_size=8, mid_blocks=1),
-    "far": FAR,
-    "near": replace(DEFAULT, widths=(272,), blocks=4, hourglass_channels=0),
-    "strokes2": replace(DEFAULT, half_res_blocks=2),
-    "looks": replace(DEFAULT, decoder=dict(half_res_channels=0)),
-    "retouches": replace(FAR, decoder=dict(half_res_channels=DEFAULT.half_res_channels)),
+    "hourglass_only": NO_BRANCH,
+    "branch_only": replace(DEFAULT, widths=(272,), blocks=4, hourglass_channels=0),
+    "branch2": replace(DEFAULT, half_res_blocks=2),
+    "branch_in_encoder": replace(DEFAULT, decoder=dict(half_res_channels=0)),
+    "branch_in_decoder": replace(NO_BRANCH, decoder=dict(half_res_channels=DEFAULT.half_res_channels)),
     "unfold2": replace(NARROW, decoder=dict(widths=(32, 64, 256), blocks=(1, 1, 2), patch_size=2)),
     "unfold1": replace(NARROW, decoder=dict(widths=(8, 32, 64, 256), blocks=(1, 1, 1, 2), patch_size=1)),
 }
@@ -75,7 +75,7 @@ def train(name, lr, schedule, start, images, given, keep):
     config = recipe(name, size=given.size, batch_size=given.batch_size, lr=lr, warmup=given.warmup, epochs=given.passes,
                     beta_schedule=schedule, device=given.device, seed=given.seed, ema=0.99)
     state = replace(new_state(replace(config, seed=start)), config=config)   # the same order and noise from other weights
-    objective = Objective(config.beta, LPIPS("squeeze", given.trunk)).to(state.device)
+    objective = Objective(config.beta, LPIPS("squeeze", given.backbone)).to(state.device)
     train, val = torch.arange(given.images), torch.arange(given.images, len(images))
     clock = dict(seconds=0.0, since=time.perf_counter())
 
@@ -111,7 +111,7 @@ def main():
     parser.add_argument("--start", type=int, nargs="+", default=[0], help="seeds of the initial weights; likewise")
     parser.add_argument("--warmup", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--trunk", default="imagenet")
+    parser.add_argument("--backbone", default="imagenet")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--add", action="store_true", help="to the runs that are in the file, which had the same settings")
     parser.add_argument("--out", type=Path, help="where the figures go, if not to results/")
@@ -119,9 +119,9 @@ def main():
 
     images, _ = scenes(given.images + 200, size=given.size, seed=given.seed)
     out = given.out or RESULTS / f"learning_curves_{given.size}_{given.device}.json"
-    own = ("design", "lr", "beta_schedule", "start", "out", "trunk", "add")   # of a run, or of nobody
+    own = ("design", "lr", "beta_schedule", "start", "out", "backbone", "add")   # of a run, or of nobody
     settings = {key: value for key, value in vars(given).items() if key not in own}
-    settings["trunk"] = "random" if given.trunk == "random" else "ImageNet"
+    settings["backbone"] = "random" if given.backbone == "random" else "ImageNet"
     record, shown = header(given.device, **settings, runs=[]), to_float(images[given.images:given.images + 8])
     before, rows = json.loads(out.read_text()) if given.add else record, [shown]
     if other := [key for key in settings if before[key] != settings[key]]: raise SystemExit(f"{out}: other {', '.join(other)}")

@@ -3,14 +3,14 @@
     OMP_NUM_THREADS=2 python benchmarks/perceptual.py                    every network, on the CPU
     python benchmarks/perceptual.py --device cuda --compile              the same on a GPU, and compiled
     python benchmarks/perceptual.py --net alex --rounds 9                one network, more rounds
-    python benchmarks/perceptual.py --mode "trunk alone"                 one mode (and the package), added to the others
+    python benchmarks/perceptual.py --mode "backbone alone"              one mode (and the package), added to the others
 
 Each round times every mode once, in turn, on the same images, and its ratios are taken within the round: whatever else
 the machine does hits all modes alike. What is kept is the median over the rounds, after one round of warm-up. The result
-goes to benchmarks/results/lpips_DEVICE.json, which the notebook 03_perceptual shows. Run it on a quiet machine.
+goes to benchmarks/results/lpips_DEVICE.json, which the page loss/02_lpips shows. Run it on a quiet machine.
 
-"trunk alone" is no LPIPS at all, only the two forward passes and the one backward pass of the network: what would remain if all
-the rest were free.
+"backbone alone" is no LPIPS at all, only the two forward passes and the one backward pass of the network: what would
+remain if all the rest were free.
 """
 import argparse
 import json
@@ -27,13 +27,13 @@ from record import RESULTS, header, save
 from vae_nb.loss.lpips import LPIPS, NETS
 
 def official(ours):
-    "The lpips package with our trunk's weights, as its users get it: in evaluation mode, 32 bits."
+    "The lpips package with our backbone's weights, as its users get it: in evaluation mode, 32 bits."
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        judge = lpips.LPIPS(net=ours.net, pnet_rand=True, verbose=False)
-    own = {name.split(".", 1)[1]: parameter for name, parameter in judge.net.named_parameters()}
+        package = lpips.LPIPS(net=ours.net, pnet_rand=True, verbose=False)
+    own = {name.split(".", 1)[1]: parameter for name, parameter in package.net.named_parameters()}
     for name, weight in ours.layers.named_buffers(): own[name].data.copy_(weight)
-    return judge
+    return package
 
 
 def modes(net, x, y, device, compiled):
@@ -50,7 +50,7 @@ def modes(net, x, y, device, compiled):
             loss.backward()
         return once
 
-    def trunk(x, y):
+    def backbone(x, y):
         ours.activations(y)
         return ours.activations(x)[-1]
 
@@ -58,7 +58,7 @@ def modes(net, x, y, device, compiled):
     with half(): seen16 = ours.activations(last[1])
     found = {"package fp32": run(theirs, x, y), "package fp32 channels_last": run(theirs, *last),
              "fp32": run(ours, x, y), "fp32 channels_last": run(ours, *last),
-             "fp32 channels_last, target seen": run(ours, last[0], seen), "trunk alone": run(trunk, *last),
+             "fp32 channels_last, target seen": run(ours, last[0], seen), "backbone alone": run(backbone, *last),
              "package bf16 channels_last": run(theirs, *last, half), "bf16 channels_last": run(ours, *last, half),
              "bf16 channels_last, target seen": run(ours, last[0], seen16, half)}
     if compiled:

@@ -36,7 +36,7 @@ def training(run):
     "What the run's own files say."
     facts, summary = (json.loads((run / f"{name}.json").read_text()) for name in ("config", "summary"))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    kept = {key: value for key, value in facts["config"].items() if key not in ("trunk", "backbone")}
+    kept = {key: value for key, value in facts["config"].items() if key != "backbone"}
     seen = [row for row in rows if "l1" in row]
     seconds = sum(20 * facts["config"]["batch_size"] / row["images_per_second"] for row in seen)
     curve = [{key: round(row[key], 5) for key in ("step", "lr", "l1", "lpips", "kl")} for row in seen[::3]]

@@ -78,7 +78,7 @@ def ours(preset, images, folder, given, net):
     config = Config(preset=preset, size=given.size, batch_size=given.batch, device=given.device, lr=given.lr, warmup=0,
                     compile="on" if given.compile else "off", cuda_graph="off")
     state = new_state(config)
-    objective = Objective(0.02, LPIPS(net, given.trunk) if net else None).to(state.device)
+    objective = Objective(0.02, LPIPS(net, given.backbone) if net else None).to(state.device)
     compute = prepare_step(state, objective, 1_000_000)
     images = images.to(state.device)
     source = endless(lambda: batches(images, torch.arange(len(images)), given.batch, device=state.device, drop_last=True))
@@ -94,7 +94,7 @@ def plain(preset, images, folder, given, net, precision):
     model = VAE.from_preset(preset, size=given.size).to(device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        judge = lpips.LPIPS(net=net, pnet_rand=given.trunk == "random", verbose=False).to(device)
+        distance = lpips.LPIPS(net=net, pnet_rand=given.backbone == "random", verbose=False).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=given.lr)
     loader = DataLoader(Pictures(folder), given.batch, shuffle=True, num_workers=2, drop_last=True, persistent_workers=True,
                         pin_memory=device.type == "cuda")
@@ -107,7 +107,7 @@ def plain(preset, images, folder, given, net, precision):
             with half:
                 x_hat, q = model(x)
                 l1 = (x_hat - x).abs().mean()
-                perceptual = judge(x_hat, x).mean()
+                perceptual = distance(x_hat, x).mean()
                 kl = -0.5 * (1 + q.logvar - q.mu ** 2 - q.logvar.exp()).mean()
                 loss = l1 + perceptual + 0.02 * kl
             optimizer.zero_grad()
@@ -188,10 +188,10 @@ def step_flops(preset, given, net):
     "FLOP for an image: the network three times (backward goes to activations and to weights), LPIPS of x_hat twice, of x once."
     model, x = VAE.from_preset(preset, size=given.size), torch.zeros(1, 3, given.size, given.size)
     with FlopCounterMode(display=False) as counter, torch.no_grad(): model(x)
-    total, judge = 3 * counter.get_total_flops(), LPIPS(net, "random") if net else None
-    if judge is not None:
-        with FlopCounterMode(display=False) as counter, torch.no_grad(): judge(x, x)
-        total += 1.5 * counter.get_total_flops()     # it counted x and x_hat once; the frozen trunk's backward goes to x_hat only
+    total, distance = 3 * counter.get_total_flops(), LPIPS(net, "random") if net else None
+    if distance is not None:
+        with FlopCounterMode(display=False) as counter, torch.no_grad(): distance(x, x)
+        total += 1.5 * counter.get_total_flops()     # x and x_hat once; the frozen backbone's backward goes to x_hat only
     return total
 
 
@@ -218,10 +218,10 @@ def to_the_mark(make, held_out, given):
         if l1 <= given.until: return dict(images=done * given.batch, seconds=round(seconds, 1))
 
 
-def contestants(preset, images, folder, given, judged):
+def contestants(preset, images, folder, given, with_lpips):
     "Name -> how to make it, of all that train on this loss."
     common = (preset, images, folder, given)
-    if judged:
+    if with_lpips:
         return {"ours": lambda: ours(*common, given.net), "plain fp32": lambda: plain(*common, given.net, "fp32"),
                 "plain bf16": lambda: plain(*common, given.net, "bf16")}
     return {"ours": lambda: ours(*common, None), "pythae": lambda: with_pythae(*common)} if find_spec("pythae") else {}
@@ -230,9 +230,9 @@ def contestants(preset, images, folder, given, judged):
 def speed(preset, images, folder, given, roof):
     "Images/s of everybody, and how far ours is from what the machine can do."
     found = {}
-    for key, judged in dict(full=True, without_lpips=False).items():
-        print(f"{preset}, L1 {'+ LPIPS ' * judged}+ KL")
-        made = {name: make() for name, make in contestants(preset, images, folder, given, judged).items()}
+    for key, with_lpips in dict(full=True, without_lpips=False).items():
+        print(f"{preset}, L1 {'+ LPIPS ' * with_lpips}+ KL")
+        made = {name: make() for name, make in contestants(preset, images, folder, given, with_lpips).items()}
         if made: found[key] = race(made, list(made)[1:], given)
     flops, best = step_flops(preset, given, given.net), max(roof.values())
     rate = found["full"]["images_per_second"]["ours"] * flops
@@ -245,10 +245,10 @@ def marks(preset, images, folder, given, roof):
     "Images and seconds that everybody needs to the mark."
     held_out, _ = scenes(128, size=given.size, seed=1)
     found = {}
-    for judged in (True, False):
-        for name, make in contestants(preset, images, folder, given, judged).items():
-            print(f"{preset}, L1 {'+ LPIPS ' * judged}+ KL: {name}")
-            found[name if judged else f"{name} without LPIPS"] = to_the_mark(make, held_out, given)
+    for with_lpips in (True, False):
+        for name, make in contestants(preset, images, folder, given, with_lpips).items():
+            print(f"{preset}, L1 {'+ LPIPS ' * with_lpips}+ KL: {name}")
+            found[name if with_lpips else f"{name} without LPIPS"] = to_the_mark(make, held_out, given)
     return found
 
 
@@ -276,8 +276,8 @@ def main():
     parser.add_argument("--until", type=float, help="the held-out L1 to be reached, in [0,2]")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--compile", action="store_true", help="ours, as in long runs on a GPU")
-    parser.add_argument("--net", choices=["alex", "vgg", "squeeze"], default="alex", help="trunk of LPIPS")
-    parser.add_argument("--trunk", choices=["imagenet", "random"], default="random", help="its weights; speed is the same")
+    parser.add_argument("--net", choices=["alex", "vgg", "squeeze"], default="alex", help="network of LPIPS")
+    parser.add_argument("--backbone", choices=["imagenet", "random"], default="random", help="its weights; speed is the same")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     given = parser.parse_args()
 

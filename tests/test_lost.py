@@ -564,7 +564,7 @@ def test_foreign_old_and_damaged_checkpoints_are_refused_by_name(tmp_path, peace
 
 
 def test_nothing_here_reads_pickles(root):
-    "No module of the library loads a pickle; the trunk of LPIPS is read as weights only."
+    "No module of the library loads a pickle; the backbone of LPIPS is read as weights only."
     for path in (root / "vae_nb").rglob("*.py"):
         code = path.read_text()
         assert "import pickle" not in code and "allow_pickle=True" not in code
