@@ -5,7 +5,7 @@ python tests/house.py readme      write README.md from nbs/index.ipynb
 python tests/house.py notebooks   run every notebook, but for cells that need a file which is not at hand
 python tests/house.py colab       let every notebook begin with the cell that installs the package where it is missing
 python tests/house.py llms        write nbs/llms.txt from the titles and summaries of the pages
-python tests/house.py card        paint the picture that a link to the site shows, and the site's icon, by the model that is ready
+python tests/house.py card        draw the picture that a link to the site shows, and the site's icon, by the model that is ready
 """
 import contextlib
 import difflib
@@ -239,7 +239,7 @@ def llms(root=ROOT):
 
 
 def card(root=ROOT):
-    "Paint nbs/images/card.jpg and icon.png: what the ready model makes of scenes it has never seen."
+    "Draw nbs/images/card.jpg and icon.png: what the ready model makes of scenes it has never seen."
     import torch
     from matplotlib.font_manager import findfont
     from PIL import Image, ImageDraw, ImageFont

@@ -65,9 +65,9 @@ def test_equals_the_package_on_real_pictures_with_a_trained_backbone(outside):
     tint = torch.tensor([1, .9, .9]).view(3, 1, 1)
     copies = dict(darker=real - 0.05, tinted=real * tint, shifted=real.roll(1, 3), blurred=soft,
                   noisy=real + 0.1 * torch.randn_like(real))
-    judge, found = official(ours), {}
+    package, found = official(ours), {}
     for name, copy in copies.items():
-        value, gradient = differences(ours, judge, copy.clamp(-1, 1), real)
+        value, gradient = differences(ours, package, copy.clamp(-1, 1), real)
         assert value < 1e-5 and gradient < 1e-4, name
         found[name] = ours(copy.clamp(-1, 1), real).mean()
     assert found["darker"] < found["tinted"] < found["blurred"] and found["darker"] < found["shifted"] < found["noisy"]
@@ -104,7 +104,7 @@ def test_either_image_or_both_may_want_a_gradient():
     with torch.no_grad(): assert not ours(x, y).requires_grad
 
 
-# ---- a ruler stays a ruler
+# ---- the metric stays frozen
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -308,7 +308,7 @@ def test_schedules_end_at_the_full_beta():
 # ---- the audit
 
 
-def patient(**options):
+def small_model(**options):
     torch.manual_seed(1)
     return VAE(size=16, widths=(8, 16), latent=4, blocks=1, patch_size=2, mid_blocks=1, **options)
 
@@ -362,65 +362,65 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_the_audit_catches(name):
     objective, expected = CASES[name]
-    found = audit(patient(), objective, scenery())
+    found = audit(small_model(), objective, scenery())
     assert isinstance(found, Audit) and bool(found.problems) == bool(expected), found
     assert not expected or any(expected in problem for problem in found.problems), found
     assert ("Nothing wrong was found" in str(found)) == (not expected) and max(map(len, str(found).splitlines())) < 160
 
 
 def test_the_audit_catches_parameters_that_never_move():
-    model = patient()
+    model = small_model()
     model.decoder.layers[0].requires_grad_(False)
     model.unused = nn.Linear(2, 2)
     names = [name for name, _ in model.named_parameters() if name.startswith(("decoder.layers.0.", "unused"))]
     problem, = audit(model, Objective(), scenery()).problems
     assert "never move" in problem and names[0] in problem and f"{len(names) - 3} more" in problem
-    whole = patient()
+    whole = small_model()
     problem, = audit(whole, Objective(), scenery(), torch.optim.Adam(whole.encoder.parameters())).problems
     assert "not given to the optimiser" in problem
     assert audit(whole, Objective(), scenery(), torch.optim.Adam(whole.parameters())).problems == []
-    nothing = audit(patient(), changed(lambda self, terms: {k: v.detach() for k, v in terms.items()}), scenery()).problems
+    nothing = audit(small_model(), changed(lambda self, terms: {k: v.detach() for k, v in terms.items()}), scenery()).problems
     assert any("never move" in problem for problem in nothing) and any("no gradient" in problem for problem in nothing)
 
 
 def test_the_audit_catches_pictures_between_0_and_1():
-    assert any(p.startswith("images: values from") for p in audit(patient(), Objective(), scenery() / 2 + 0.5).problems)
+    assert any(p.startswith("images: values from") for p in audit(small_model(), Objective(), scenery() / 2 + 0.5).problems)
     class Rescaled(nn.Module):
         def __init__(self): super().__init__(); self.inner = LPIPSLike()
         def forward(self, a, b): return self.inner(a / 2 + 0.5, b / 2 + 0.5)
-    problems = audit(patient(), Objective(lpips=Rescaled()), scenery()).problems
+    problems = audit(small_model(), Objective(lpips=Rescaled()), scenery()).problems
     assert len(problems) == 2 and all(p.startswith("LPIPS, image") and "expected [-1, 1]" in p for p in problems)
-    assert audit(patient(), Objective(lpips=LPIPSLike()), scenery()).problems == []
+    assert audit(small_model(), Objective(lpips=LPIPSLike()), scenery()).problems == []
 
 
 def test_the_audit_lets_bright_pictures_pass_and_still_catches_a_perceptual_net_that_rescales_them():
     bright = (215 + 40 * scenery()).round() / 127.5 - 1   # bytes from 175 to 255
-    found = audit(patient(), Objective(0.002, LPIPSLike()), bright)
+    found = audit(small_model(), Objective(0.002, LPIPSLike()), bright)
     assert found.problems == [] and any("all bright" in note for note in found.notes)
     class Rescaled(nn.Module):
         def __init__(self): super().__init__(); self.inner = LPIPSLike()
         def forward(self, a, b): return self.inner(a / 2 + 0.5, b / 2 + 0.5)
-    assert any(p.startswith("LPIPS, image 2") for p in audit(patient(), Objective(0.002, Rescaled()), bright).problems)
-    assert any(p.startswith("images: values from") for p in audit(patient(), Objective(0.002), bright / 2 + 0.5).problems)
+    assert any(p.startswith("LPIPS, image 2") for p in audit(small_model(), Objective(0.002, Rescaled()), bright).problems)
+    assert any(p.startswith("images: values from") for p in audit(small_model(), Objective(0.002), bright / 2 + 0.5).problems)
 
 
 @pytest.mark.parametrize("latents", ["mean", "sum"])
 def test_the_audit_lets_a_code_below_its_free_bits_pass_but_no_other_dead_term(latents):
-    found = audit(patient(), Objective(0.002, latents=latents, free_bits=0.5), scenery())
+    found = audit(small_model(), Objective(0.002, latents=latents, free_bits=0.5), scenery())
     kl, = (row for row in found.rows if row["term"] == "kl")
     assert kl["verdict"] == "below its free bits: no gradient yet" and found.problems == [], found
     dead = changed(lambda self, terms: total(self, dict(terms, kl=terms["kl"] + 0 * terms["l1"] - terms["kl"])))
     for objective in (dead, dead.__class__(lpips=Distance(), free_bits=1e-9)):
-        assert any(p.startswith("kl: inert") for p in audit(patient(), objective, scenery()).problems)
+        assert any(p.startswith("kl: inert") for p in audit(small_model(), objective, scenery()).problems)
 
 
 def test_the_audit_notices_a_term_that_is_drowned():
-    rows = {row["term"]: row for row in audit(patient(), Objective(1e-6), scenery()).rows}
+    rows = {row["term"]: row for row in audit(small_model(), Objective(1e-6), scenery()).rows}
     assert rows["kl"]["verdict"].startswith("dominated") and rows["l1"]["verdict"] == "fine" and rows["l1"]["share"] > 0.999
 
 
 def test_the_audit_leaves_no_trace():
-    model, objective, x = patient(), Objective(lpips=LPIPSLike()), scenery()
+    model, objective, x = small_model(), Objective(lpips=LPIPSLike()), scenery()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(3); expected = torch.rand(2); torch.manual_seed(3)
     audit(model, objective, x)

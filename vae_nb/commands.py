@@ -16,7 +16,7 @@ from fastcore.script import call_parse
 from .cli import check_seed, named_prior, picture_format, plain_errors, save_picture
 
 # %% ../nbs/use/02_explore.ipynb #4bff5abb
-_WORLD = 1_000_003  # seed of the scenes that a model is judged by: no training has this one
+_WORLD = 1_000_003  # seed of the scenes that a model is measured on: no training has this one
 
 
 def _drawn(figure, dpi: int):
@@ -96,7 +96,7 @@ def _print_table(results: dict):  # name of a run -> result
 @plain_errors
 def vae_evaluate(
     run: str,              # run folder, or a model.safetensors
-    run_b: str = "",       # another run, judged by the same images
+    run_b: str = "",       # another run, measured on the same images
     data: str = "",        # scenes, a folder, an archive, a named set [what the run held out]
     n: int = 300,          # at most so many images, and as many samples
     prior: str = "",       # file of a prior that samples are drawn from [N(0, I)]

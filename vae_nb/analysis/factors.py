@@ -1,4 +1,4 @@
-"""A small network reads the eight factors off a picture, so that a model can be judged in the terms of its world.
+"""A small network reads the eight factors off a picture, so that a model can be measured in the terms of its world.
 
 Docs: https://vae-nb.github.io/vae_nb/analysis/factors.html.md"""
 
@@ -193,9 +193,9 @@ def scene_error(
 ) -> Tensor:          # (M,) L1 to the scene that was read, mean over the worst blocks
     "How far a picture is from the scene that it seems to show."
     side = FactorRegressor.SIDE
-    painted = torch.cat([render(part, side) for part in factors.split(250)]) / 127.5 - 1
+    rendered = torch.cat([render(part, side) for part in factors.split(250)]) / 127.5 - 1
     off = F.avg_pool2d(
-        (at_side(x.detach().cpu().float(), side) - painted).abs().mean(1, keepdim=True), BLOCK
+        (at_side(x.detach().cpu().float(), side) - rendered).abs().mean(1, keepdim=True), BLOCK
     )
     blocks = off.flatten(1)
     return blocks.topk(max(1, int(WORST * blocks.shape[1])), dim=1).values.mean(1)

@@ -370,7 +370,8 @@ def _fit_flow(mu, logvar, steps, seconds, seed, components=0, network=None,
 
 # %% ../../nbs/analysis/03_prior.ipynb #9c20b9ba
 KINDS = dict(standard=Prior, gaussian=GaussianPrior, gmm=MixturePrior, flow=FlowPrior)
-FITS = dict(standard=_fit_standard, gaussian=_fit_gaussian, gmm=_fit_gmm, flow=_fit_flow)
+FITS = dict(standard=_fit_standard, gaussian=_fit_gaussian, gmm=_fit_gmm,
+            flow=_fit_flow)
 
 
 def fit_prior(

@@ -1,4 +1,4 @@
-"""A small world that paints its own data set: every picture comes with the truth behind it.
+"""A small world that renders its own data set: every picture comes with the truth behind it.
 
 Docs: https://vae-nb.github.io/vae_nb/data/scenes.html.md"""
 
@@ -396,7 +396,7 @@ def render(
     size: int = 128, # height and width S of the pictures in pixels, at least 8
     device: str | torch.device = "cpu", # where the work is done
 ) -> Tensor:         # (M,3,S,S) uint8, sRGB, on the CPU
-    "Paint a picture for every row of a factor table."
+    "Render a picture for every row of a factor table."
     factors, threads = _checked(factors, size), torch.get_num_threads()
     on_cpu = torch.device(device).type == "cpu"
     images = torch.empty(len(factors), 3, size, size, dtype=torch.uint8)
