@@ -29,10 +29,10 @@ from vae_nb.train.loop import learning_rate
 NETWORK = dict(size=32, widths=[32, 64], latent=16, blocks=1, patch_size=4, mid_blocks=0)
 
 
-def train(images, beta, seed, given):
+def train(images, beta, seed, given, network=NETWORK):
     "One model."
     torch.manual_seed(seed)
-    model = VAE(**NETWORK).to(given.device, memory_format=torch.channels_last)
+    model = VAE(**network).to(given.device, memory_format=torch.channels_last)
     objective = Objective(beta, pixels="sum", latents="sum")
     optimizer = torch.optim.Adam(model.parameters(), lr=given.lr)
     config, source = Config(lr=given.lr, warmup=given.steps // 10), Shuffled(len(images), given.batch, given.device)

@@ -17,7 +17,7 @@ RESULTS = house.ROOT / "benchmarks/results"
 PAGES = sorted(p for p in (house.ROOT / "nbs/results").glob("*.ipynb")
                if re.search("real_images|literature|ablations|gallery", p.stem))
 WITH_CODE = house.ROOT / "nbs/analysis/04_disentanglement.ipynb"   # reads a record, too
-EXPERIMENTS = "literature", "frey", "ablations", "beta_sweep", "failures"   # begin the names of the files they write
+EXPERIMENTS = "literature", "frey", "ablations", "beta_sweep", "latent_size", "failures"   # begin names of files
 RECORDS = sorted(file for file in RESULTS.glob("*.json") if file.stem.startswith((*EXPERIMENTS, "emoji")))
 NO_PROSE = r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|\]\([^)]*\)|\{#[^}]*\}|arXiv:[\d.]+"   # code, mathematics, links, labels
 named = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -165,7 +165,7 @@ def test_experiments_rehearse(tmp_path):
     np.savez(tmp_path / "faces.npz", x=np.random.default_rng(0).integers(0, 256, (1, 300, 560), np.uint8))
     environment = os.environ | {"PYTHONPATH": str(house.ROOT), "OMP_NUM_THREADS": "1"}
     for name, more in dict(literature=["--data", tmp_path / "mnist.npz", "--frey", tmp_path / "faces.npz"], beta_sweep=[],
-                           ablations=[], failures=[]).items():
+                           latent_size=[], ablations=[], failures=[]).items():
         command = [sys.executable, house.ROOT / f"benchmarks/{name}.py", "--rehearse", "--out", tmp_path / "out", *more]
         done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr[-2000:]
