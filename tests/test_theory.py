@@ -157,7 +157,8 @@ def test_theory_ends_with_exercises(name):
 
 LEARNER = {name: book for name, book in BOOKS.items() if re.match(r"theory/(?!00)|tour|model/|loss/", name)}
 SIDEBAR = re.findall(r"- ((?:[\w-]+/)?[\w-]+\.ipynb)", (house.ROOT / "_quarto.yml").read_text(encoding="utf-8"))
-CITEKEYS = set(re.findall(r"^@\w+\{(\w+),", (house.ROOT / "nbs/references.bib").read_text(encoding="utf-8"), re.M))
+BIBLIOGRAPHY = (house.ROOT / "nbs/references.bib").read_text(encoding="utf-8")
+CITEKEYS = set(re.findall(r"^@\w+\{(\w+),", BIBLIOGRAPHY, re.M))
 
 
 def helps_to_learn(name, book):
@@ -173,6 +174,26 @@ def helps_to_learn(name, book):
     following = re.findall(r"Next:?\*{0,2}:? .*?\]\((?:\.\./)?([\w/]+\.ipynb)", end)
     after = SIDEBAR[SIDEBAR.index(name) + 1]
     if not following or following[-1].split("/")[-1] != after.split("/")[-1]: yield f"next is {following[-1:]}, not {after}"
+
+
+CITED = re.compile(r"arxiv\.org/abs/([\w-]*/?[\d.]*\d)|doi\.org/([^\s)]+)|openreview\.net/forum\?id=([\w-]+)")
+
+
+def not_in_bibliography(book):
+    "What a page links to by a number of arXiv, DOI or OpenReview, and references.bib does not have."
+    for cell in book["cells"]:
+        for m in CITED.finditer(source(cell)) if cell["cell_type"] == "markdown" else []:
+            if (m[1] or m[2] or m[3]).lower() not in BIBLIOGRAPHY.lower(): yield m[0]
+
+
+@pytest.mark.parametrize("name", BOOKS)
+def test_what_a_page_cites_is_in_the_bibliography(name):
+    assert [*not_in_bibliography(BOOKS[name])] == []
+
+
+def test_what_the_bibliography_lacks_is_found():
+    text = "[a](https://arxiv.org/abs/1312.6114), [b](https://arxiv.org/abs/1312.6115) and [c](https://doi.org/10.1/none)"
+    assert [*not_in_bibliography(a_book(("markdown", text)))] == ["arxiv.org/abs/1312.6115", "doi.org/10.1/none"]
 
 
 @pytest.mark.parametrize("name", LEARNER)
