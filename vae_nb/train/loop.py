@@ -35,7 +35,7 @@ def learning_rate(
     total: int,      # steps in the whole run
     config: Config,
 ) -> float:
-    "Linear warm-up, then half a cosine down to zero (Loshchilov & Hutter 2017)."
+    "Linear warm-up (Goyal et al. 2017), then half a cosine (Loshchilov & Hutter 2017)."
     warmup = min(config.warmup, total // 2)
     if step < warmup:
         return config.lr * (step + 1) / warmup
