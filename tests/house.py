@@ -7,6 +7,7 @@ python tests/house.py colab       let every notebook begin with the cell that in
 python tests/house.py llms        write nbs/llms.txt from the titles and summaries of the pages
 python tests/house.py card        draw the picture that a link to the site shows, and the site's icon, by the model that is ready
 """
+import ast
 import contextlib
 import difflib
 import functools
@@ -194,18 +195,62 @@ def let_colab_install(root=ROOT):
         nbformat.write(book, path)
 
 
-class ColabBadge:
-    "For nbdev, which calls it on every page (`doc_procs` of pyproject.toml): a link to Colab under the title."
+class Opening:
+    """For nbdev, which calls it on every page (`doc_procs` of pyproject.toml): under the title a link to Colab, and then what
+    the title's cell goes on to say; nbdev keeps of that cell only the title and the summary."""
     def __init__(self, nb):
         self.nb = nb
 
     def begin(self):
         from fastcore.nbio import mk_cell
         from nbdev.config import get_config
-        about = get_config()
-        page = Path(self.nb.path_).resolve().relative_to(about.config_path.resolve()).as_posix()
+        from nbdev.doclinks import NbdevLookup
+        about, path = get_config(), Path(self.nb.path_).resolve()
+        page = path.relative_to(about.config_path.resolve()).as_posix()
         address = f"https://colab.research.google.com/github/{about.user}/{about.repo}/blob/{about.branch}/{page}"
-        self.nb.cells.insert(1, mk_cell(f"[Open in Colab]({address}){{.colab}}", "markdown"))
+        first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+        rest = re.sub(r"\A# .*\n*(?:> .*\n*)?", "", first)
+        words = [f"[Open in Colab]({address}){{.colab}}", NbdevLookup().linkify(rest)]
+        self.nb.cells[1:1] = [mk_cell(text, "markdown") for text in words if text]
+
+
+class SourceUnderItsName:
+    """For nbdev, too. Above source that is shown stand the names it defines, in order, each with its sentence: what their
+    signatures would say, the source says; methods get the anchors that links to them use. And a cell's times go: Quarto boxes
+    a cell that carries data of its own, and leaves headings in boxes out of a page's contents."""
+    def __init__(self, nb):
+        self.nb = nb
+
+    def begin(self):
+        cells = self.nb.cells
+        for cell in cells:
+            cell.get("metadata", {}).pop("execution", None)
+        for source in [cell for cell in cells if re.search(r"^#\| *exports", cell.source, re.M)]:
+            defined = {node.name: node for node in ast.parse(source.source).body if hasattr(node, "name")}
+            docs = {documents(cell): cell for cell in cells if documents(cell) in defined}
+            for name, cell in docs.items():
+                cells.remove(cell)
+                amend(cell, defined[name], folded="code-fold: true" in source.source)
+            at = cells.index(source)
+            cells[at:at] = [docs[name] for name in defined if name in docs]
+
+
+def documents(cell):
+    "The name of the function, class or method that a cell documents, or None."
+    found = re.search(r"^show_doc\((?:\w+\.)*(\w+)\)", cell.source, re.M)
+    return found and found[1]
+
+
+def amend(cell, node, folded):
+    "Leave of a documented name its heading and sentence, unless its source is folded; add anchors of its methods."
+    methods = [step.name for step in node.body if isinstance(step, ast.FunctionDef) and step.name[0] != "_"]
+    anchors = "".join(f"[]{{#{node.name}.{name}}}".lower() for name in methods if isinstance(node, ast.ClassDef))
+    for output in cell.outputs:
+        text = output["data"]["text/markdown"]
+        text = text if isinstance(text, str) else "".join(text)
+        if not folded:
+            text = re.sub(r"```python\n.*?```\n*", "", text, count=1, flags=re.S)
+        output["data"]["text/markdown"] = f"{text}\n\n{anchors}".strip()
 
 
 def pages_of(contents):

@@ -1,6 +1,6 @@
 """Every notebook as Colab runs it: the wheel in an environment of its own, an empty folder, no checkout, no network.
 
-A cell is left out where `make test` leaves it out: flags of `tst_flags` in pyproject.toml, but for files that are at hand.
+A cell is left out where `make test` leaves it out because it takes long or needs a file that is not at hand.
 """
 import ast
 import json
@@ -84,9 +84,12 @@ def run(book, python, folder):
 
 
 def cells_that_run(path):
-    "The notebook without the cells that tests leave out; its first code cell, which installs, stays."
+    "The notebook without the cells that take long or need a file; `notest` and `eval: false` say nothing to Colab."
     book = nbformat.read(path, as_version=4)
-    book.cells = [cell for cell in book.cells if cell.cell_type == "code" and (house.installs(cell) or house.runs(cell))]
+    def runs(cell):
+        lines = [line for line in cell.source.splitlines() if not re.fullmatch(r"#\| *(notest|eval: *false)", line)]
+        return house.runs(dict(source=lines and [line + "\n" for line in lines]))
+    book.cells = [cell for cell in book.cells if cell.cell_type == "code" and (house.installs(cell) or runs(cell))]
     return book
 
 

@@ -2,6 +2,7 @@
 import base64
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -12,8 +13,6 @@ from PIL import Image
 
 PAGES = {path.relative_to(house.ROOT / "nbs").as_posix(): json.loads(path.read_text(encoding="utf-8"))["cells"]
          for path in house.notebooks()}
-NARROW = [page for page in PAGES if page.startswith(("model/", "loss/", "theory/", "analysis/", "results/"))
-          or page in ("tour.ipynb", "data/04_dataset.ipynb", "train/01_config.ipynb", "train/02_loop.ipynb")]
 CORE = [page for page in PAGES if page.startswith(("model/", "loss/"))]
 WIDTH = 88
 QUARTO = yaml.safe_load((house.ROOT / "_quarto.yml").read_text(encoding="utf-8"))
@@ -42,8 +41,14 @@ def has_figure(cell):
 
 
 def too_wide(page):
+    "Lines of code, shown, folded or in a fence, that do not fit; what a program printed wraps."
     shown = [cell for cell in PAGES[page] if cell["cell_type"] == "code" and not hidden(cell)]
-    return [f"{page} {cell['id']}: {len(line)} {line.strip()[:50]}" for cell in shown for line in code(cell) if len(line) > WIDTH]
+    lines = [(cell["id"], line) for cell in shown for line in code(cell)]
+    for cell in PAGES[page]:
+        if cell["cell_type"] == "markdown":
+            fences = re.findall(r"^```\w*\n(.*?)^```", source(cell), re.S | re.M)
+            lines += [(cell["id"], line) for text in fences for line in text.splitlines()]
+    return [f"{page} {id}: {len(line)} {line.strip()[:50]}" for id, line in lines if len(line) > WIDTH]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -67,14 +72,9 @@ def test_the_source_of_model_and_loss_is_shown(page):
             assert not re.search(r"^(def|class|@|[A-Z_]+ *=)", "\n".join(code(cell)), re.M), f"{cell['id']}: export, not exports"
 
 
-@pytest.mark.parametrize("page", CORE)
-def test_lines_of_core_pages_fit(page):
+@pytest.mark.parametrize("page", PAGES)
+def test_lines_fit(page):
     assert not too_wide(page)
-
-
-def test_lines_of_pages_about_the_subject_fit():
-    found = [line for page in NARROW for line in too_wide(page)]
-    assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -126,16 +126,20 @@ def test_a_page_is_light(page):
 
 @pytest.fixture(scope="module")
 def processed():
-    "A page as nbdev's own processors hand it to Quarto, in a process that starts in the root."
+    "Pages as nbdev's own processors hand them to Quarto, in a process that starts in the root: kind, source, output, metadata."
     code = """
 import sys, json
 sys.path[:] = [p for p in sys.path if p]
 import house
 from fastcore.nbio import read_nb
 from nbdev.processors import FilterDefaults
-book = read_nb("nbs/theory/00_notation.ipynb")
-FilterDefaults()(book)
-print(json.dumps([[c.cell_type, c.source] for c in book.cells]))
+pages = {}
+for page in ("theory/00_notation", "model/01_distributions"):
+    book = read_nb(f"nbs/{page}.ipynb")
+    FilterDefaults()(book)
+    said = [next(("".join(o.data.get("text/markdown", "")) for o in c.get("outputs", []) if "data" in o), "") for c in book.cells]
+    pages[page] = [[c.cell_type, c.source, text, dict(c.metadata)] for c, text in zip(book.cells, said)]
+print(json.dumps(pages))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=house.ROOT, capture_output=True, text=True,
                           env=house.plain_environment(PYTHONPATH=f"{house.ROOT}:{house.ROOT / 'tests'}"))
@@ -145,14 +149,43 @@ print(json.dumps([[c.cell_type, c.source] for c in book.cells]))
 
 def test_a_page_has_one_badge_under_its_title(processed):
     address = "https://colab.research.google.com/github/vae-nb/vae_nb/blob/main/nbs/theory/00_notation.ipynb"
-    badges = [(i, text) for i, (_, text) in enumerate(processed) if "colab.research.google.com" in text]
+    cells = processed["theory/00_notation"]
+    badges = [(i, text) for i, (_, text, *_) in enumerate(cells) if "colab.research.google.com" in text]
     assert badges == [(1, f"[Open in Colab]({address}){{.colab}}")]
     assert ".colab" in (house.ROOT / "nbs/styles.css").read_text(encoding="utf-8")
 
 
+def test_what_the_title_s_cell_goes_on_to_say_reaches_the_site(processed):
+    "nbdev keeps of that cell only the title and the summary."
+    for page, cells in processed.items():
+        said = source(PAGES[f"{page}.ipynb"][0]).split("\n\n", 2)[2]
+        assert cells[2][0] == "markdown" and cells[2][1].split()[:8] == said.split()[:8]
+
+
 def test_the_cell_that_installs_is_not_shown(processed):
-    assert not [text for _, text in processed if "find_spec" in text or "%pip" in text]
-    assert [text for kind, text in processed if kind == "code"]
+    cells = processed["theory/00_notation"]
+    assert not [text for _, text, *_ in cells if "find_spec" in text or "%pip" in text]
+    assert [text for kind, text, *_ in cells if kind == "code"]
+
+
+def test_names_stand_above_their_source_and_in_the_contents(processed):
+    cells = processed["model/01_distributions"]
+    assert not [meta for *_, meta in cells if "execution" in meta], "Quarto would box the cell, and its heading is not listed"
+    at = next(i for i, (_, text, *_) in enumerate(cells) if re.search(r"^class Posterior", text, re.M))
+    names = [re.search(r"show_doc\((\w+)\)", text)[1] for _, text, *_ in cells[at - 2:at]]
+    assert names == ["normal", "Posterior"]
+    said = cells[at - 1][2]
+    assert "### Posterior" in said and "```" not in said and "[]{#posterior.sample}" in said
+    assert "Exported source" not in "".join(text for _, text, *_ in cells)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_nbdev_and_quarto_can_build_a_page(page):
+    "nbdev looks at the cell after one that exports; Quarto refuses an option that is given twice."
+    assert "exports" not in flags(PAGES[page][-1])
+    for cell in PAGES[page]:
+        names = [flag.split(":")[0] for flag in flags(cell) if ":" in flag] if cell["cell_type"] == "code" else []
+        assert len(names) == len(set(names)), cell["id"]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -200,6 +233,104 @@ def test_a_page_that_is_not_there_leads_back():
     assert yaml.safe_load(text.split("---")[1])["title"]
     targets = [target for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target]
     assert "index.ipynb" in targets and all((house.ROOT / "nbs" / target).exists() for target in targets)
+
+
+# ---- colours that can be read (WCAG 2)
+
+
+BEHIND = dict(light=("#ffffff", "#f8f9fa"), dark=("#222222", "#434343"))   # Quarto's cosmo and darkly: page, and code or crumbs
+
+
+def contrast(a, b):
+    "From 1 to 21."
+    def luminance(color):
+        color = color[1:] if len(color) == 7 else "".join(2 * c for c in color[1:])
+        parts = [int(color[i:i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def colors(style):
+    "(theme, selector, colour) of every colour of text that a stylesheet sets; a rule of no theme holds on light pages."
+    for selectors, body in re.findall(r"([^{}]+)\{([^{}]*)\}", re.sub(r"/\*.*?\*/", "", style, flags=re.S)):
+        for color in re.findall(r"(?<![\w-])color:\s*(#\w+)", body):
+            yield "dark" if ".quarto-dark" in selectors else "light", selectors.strip(), color
+
+
+def test_text_has_contrast():
+    found = list(colors((house.ROOT / "nbs/styles.css").read_text(encoding="utf-8")))
+    pale = [(selector, color) for theme, selector, color in found for behind in BEHIND[theme] if contrast(color, behind) < 4.5]
+    assert len(found) >= 5 and not pale
+    assert {theme for theme, *_ in found} == {"light", "dark"}
+    assert contrast(QUARTO["website"]["navbar"]["background"], "#ffffff") > 4.5
+    assert round(contrast("#767676", "#fff"), 2) == 4.54 and contrast("#777777", "#fff") < 4.5   # known values
+
+
+# ---- what a browser makes of them: KaTeX from npm, Chromium, no Quarto
+
+
+EM = 17   # Quarto's base size, pixels
+COLUMN = 1280 - 6 * EM - sum(int(QUARTO["format"]["html"]["grid"][key][:-2]) for key in ("sidebar-width", "margin-width"))
+NUMBER = 45   # room for the number of an equation
+
+
+def equations(page):
+    "(label or None, TeX) of every displayed equation."
+    for cell in PAGES[page]:
+        if cell["cell_type"] == "markdown":
+            text = re.sub(r"^```.*?^```|`[^`\n]*`", "", source(cell), flags=re.S | re.M)
+            for m in re.finditer(r"\$\$(.+?)\$\$(?:\s*\{#(eq-[\w-]+)[^}]*\})?", text, re.S):
+                yield m[2], m[1]
+
+
+WIDTHS = """all => Promise.all([document.fonts.ready]).then(() => all.map(([label, tex]) => {
+  const place = document.body.appendChild(document.createElement("div"));
+  katex.render(tex, place, {displayMode: true});
+  const parts = [...place.querySelectorAll(".katex-html > .base")].map(part => part.getBoundingClientRect());
+  const width = Math.max(...parts.map(p => p.right)) - Math.min(...parts.map(p => p.left));
+  place.remove();
+  return width;
+}))"""
+
+
+@pytest.fixture(scope="session")
+def katex(tmp_path_factory):
+    "A page in Chromium that knows KaTeX."
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium or not shutil.which("npm"): pytest.skip("chromium or npm is missing")
+    folder = tmp_path_factory.mktemp("katex")
+    if subprocess.run(["npm", "install", "--silent", "--prefix", folder, "katex@0.16.22"], capture_output=True).returncode:
+        pytest.skip("npm cannot fetch katex")
+    dist = folder / "node_modules/katex/dist"
+    (folder / "page.html").write_text(f"<!doctype html><link rel='stylesheet' href='{dist}/katex.min.css'><script src='{dist}/"
+                                      f"katex.min.js'></script><style>body {{ font: {EM}px sans-serif; width: 9000px }}</style>")
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto((folder / "page.html").as_uri())
+        page.evaluate("""() => { const text = "\\\\frac12\\\\sum x \\\\mathcal{L} \\\\mathbb E \\\\Big( \\\\mathbf z";
+            katex.render(text, document.body, {displayMode: true});
+            return document.fonts.ready.then(() => { document.body.textContent = ""; }) }""")
+        yield lambda all: page.evaluate(WIDTHS, all)
+        browser.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if any(equations(page))])
+def test_no_equation_is_wider_than_its_column(page, katex):
+    found = list(equations(page))
+    room = [COLUMN - NUMBER * bool(label) for label, _ in found]
+    assert [f"{label or tex[:40]}: {width:.0f} of {most}" for (label, tex), width, most in zip(found, katex(found), room)
+            if width > most] == []
+
+
+@pytest.mark.slow
+def test_a_wide_equation_is_found(katex):
+    narrow, wide = katex([[None, "x"], [None, "+".join("abcdefghijkl" * 5)]])
+    assert narrow < 20 and wide > COLUMN
 
 
 # ---- workflows

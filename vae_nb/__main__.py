@@ -13,6 +13,6 @@ import sys
 from .cli import vae_train
 
 # %% ../nbs/use/03_module.ipynb #83371c3f
-if __name__ == "__main__":
+if __name__ == "__main__" and sys.argv[0].endswith("__main__.py"):   # not in a notebook
     sys.argv[0] = "vae-train"   # as help calls it
     vae_train()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fastcore.script import call_parse
 
-from .cli import check_seed, named_prior, picture_format, plain_errors, save_picture
+from .cli import check_seed, named_prior, picture_format, plain_errors, plain_help, save_picture
 
 # %% ../nbs/use/02_explore.ipynb #4bff5abb
 _WORLD = 1_000_003  # seed of the scenes that a model is measured on: no training has this one
@@ -94,6 +94,7 @@ def _print_table(results: dict):  # name of a run -> result
 
 @call_parse
 @plain_errors
+@plain_help
 def vae_evaluate(
     run: str,              # run folder, or a model.safetensors
     run_b: str = "",       # another run, measured on the same images
@@ -138,6 +139,7 @@ def vae_evaluate(
 # %% ../nbs/use/02_explore.ipynb #5a7270ff
 @call_parse
 @plain_errors
+@plain_help
 def vae_traverse(
     run: str,                    # run folder, or a model.safetensors
     image: str = "",             # image file to start from [the first of the unseen images]
@@ -176,6 +178,7 @@ def vae_traverse(
 # %% ../nbs/use/02_explore.ipynb #5a9a2e87
 @call_parse
 @plain_errors
+@plain_help
 def vae_map(
     run: str,              # run folder, or a model.safetensors
     data: str = "",        # images to map [what the run held out]
@@ -200,6 +203,7 @@ def vae_map(
 
 @call_parse
 @plain_errors
+@plain_help
 def vae_encode(
     run: str,                   # run folder, or a model.safetensors
     *images: str,               # image files, folders or archives

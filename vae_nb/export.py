@@ -30,7 +30,10 @@ def save_pretrained(
     "Write a model's weights in 16 bits, its prior and its card."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    half = {name: value.detach().half().cpu().contiguous() for name, value in model.state_dict().items()}
+    half = {
+        name: value.detach().half().cpu().contiguous()
+        for name, value in model.state_dict().items()
+    }
     save_file(half, folder / "model.safetensors", dict(vae=json.dumps(model.hparams)))
     if card: (folder / "README.md").write_text(card, encoding="utf-8")
     if prior is not None: prior.save(folder / "prior.safetensors")
@@ -38,8 +41,9 @@ def save_pretrained(
 
 
 def find_pretrained(
-    name: str | Path,  # of a packaged model, a run folder, a .safetensors file, or "user/repository" on the Hub
-) -> Path:             # a folder or a file
+    # a packaged model, a run folder, a .safetensors file, or "user/repository" (Hub)
+    name: str | Path,
+) -> Path:  # a folder or a file
     "Where a model lies; from the Hub it is fetched once, into the Hub's own cache."
     if str(name) in packaged(): return packaged()[str(name)]
     if Path(name).expanduser().exists(): return Path(name).expanduser()
@@ -47,17 +51,21 @@ def find_pretrained(
         try:
             from huggingface_hub import snapshot_download
         except ImportError as error:
-            raise ImportError("a model on the Hub needs its package: pip install huggingface_hub") from error
+            raise ImportError(
+                "a model on the Hub needs its package: pip install huggingface_hub"
+            ) from error
         return Path(snapshot_download(str(name)))
     known = ", ".join(packaged()) or "none"
-    raise ValueError(f"from_pretrained: no model {str(name)!r}: expected one that comes with the package ({known}), "
-                     f"a run folder, a .safetensors file, or user/repository on the Hub")
+    raise ValueError(
+        f"from_pretrained: no model {str(name)!r}: expected one that comes with the "
+        f"package ({known}), a run folder, a .safetensors file, or user/repository "
+        f"on the Hub")
 
 
 def load_pretrained(
     name: str | Path,      # see `find_pretrained`
     device: str = "cpu",   # cuda, mps, cpu or auto
-) -> VAE:                  # in evaluation mode, in 32 bits; its `prior` is None or the one that lay beside it
+) -> VAE:                  # in evaluation mode, 32 bits; `prior`: from beside it
     "A trained model, and the prior that was fitted to it."
     place = find_pretrained(name)
     model = load_model(place, device).float()
@@ -113,15 +121,18 @@ def halve_weights(
     network,          # an onnx.ModelProto; changed in place
     least: int = 64,  # smaller tensors stay as they are
 ):
-    "Store weights as float16, each behind a Cast to float32: half the bytes, the same arithmetic."
+    "Store weights as float16, each behind a Cast to float32: half the bytes."
     import onnx
     casts = []
     for weight in network.graph.initializer:
         array = onnx.numpy_helper.to_array(weight)
         if array.dtype != "float32" or array.size < least: continue
         name = weight.name
-        weight.CopyFrom(onnx.numpy_helper.from_array(array.astype("float16"), f"{name}_half"))
-        casts.append(onnx.helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT))
+        weight.CopyFrom(
+            onnx.numpy_helper.from_array(array.astype("float16"), f"{name}_half"))
+        casts.append(
+            onnx.helper.make_node("Cast", [f"{name}_half"], [name],
+                                  to=onnx.TensorProto.FLOAT))
     nodes = list(network.graph.node)
     del network.graph.node[:]
     network.graph.node.extend(casts + nodes)
@@ -132,7 +143,7 @@ def export_onnx(
     folder: str | Path,  # is made
     half: bool = True,   # store weights in 16 bits
 ) -> dict:               # "encoder", "decoder" and "prior" -> path
-    "Write encoder.onnx (x -> mu, logvar), decoder.onnx (z -> x_hat) and for a flow prior.onnx (x, t -> velocity)."
+    "Write encoder.onnx, decoder.onnx and, if there is a flow, prior.onnx."
     try:
         import onnx
     except ImportError as error:
@@ -140,8 +151,9 @@ def export_onnx(
     folder, model = Path(folder), model.cpu().eval()
     folder.mkdir(parents=True, exist_ok=True)
     z = model.latent_shape
-    parts = dict(encoder=(Encode(model), dict(x=(3, model.size, model.size)), ["mu", "logvar"]),
-                 decoder=(Decode(model), dict(z=z), ["x_hat"]))
+    parts = dict(
+        encoder=(Encode(model), dict(x=(3, model.size, model.size)), ["mu", "logvar"]),
+        decoder=(Decode(model), dict(z=z), ["x_hat"]))
     prior: nn.Module | None = model.prior
     if prior is not None and prior.kind == "flow":
         parts["prior"] = Velocity(prior), dict(x=z, t=()), ["velocity"]
@@ -151,9 +163,11 @@ def export_onnx(
         inputs = tuple(torch.zeros(2, *shape) for shape in given.values())
         batch = {0: torch.export.Dim("batch", min=1, max=1024)}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)   # two inputs with one batch dimension
-            torch.onnx.export(part.eval(), inputs, written[name], opset_version=18, dynamo=True, verbose=False,
-                              input_names=list(given), output_names=found, dynamic_shapes=(batch,) * len(inputs),
+            # two inputs with one batch dimension
+            warnings.simplefilter("ignore", UserWarning)
+            torch.onnx.export(part.eval(), inputs, written[name], opset_version=18,
+                              dynamo=True, verbose=False, input_names=list(given),
+                              output_names=found, dynamic_shapes=(batch,) * len(inputs),
                               external_data=False)
         network = onnx.load(written[name])
         if half: halve_weights(network)

@@ -1,4 +1,4 @@
-"""A small world that renders its own data set: every picture comes with the truth behind it.
+"""A renderer for a data set of our own: every picture comes with the eight numbers behind it.
 
 Docs: https://vae-nb.github.io/vae_nb/data/scenes.html.md"""
 
@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 
 # %% ../../nbs/data/01_scenes.ipynb #ce9b284f
 def _dot(a, b):
-    "Inner product of vectors whose components are rows: (3,...) and (3,...) give (...)."
+    "Inner product of vectors whose components are rows: (3,...), (3,...) -> (...)."
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 def _norm(*xs):
@@ -53,8 +53,10 @@ def _cube(x, y, z):
 def _cone(x, y, z, base=.62, height=1.3, edge=.1):
     "Distance to a cone: to its slant or to its base, whichever is nearer."
     q, y, slant = _norm(x, z) - base, y - edge, math.hypot(base, height)
-    along = ((y * height - q * base) / slant**2).clamp(0, 1)  # 0 at the base, 1 at the tip
-    outside = torch.minimum(_norm(q + base * along, y - height * along), _norm(q.clamp(min=0), y))
+    # 0 at the base, 1 at the tip
+    along = ((y * height - q * base) / slant**2).clamp(0, 1)
+    outside = torch.minimum(_norm(q + base * along, y - height * along),
+                            _norm(q.clamp(min=0), y))
     inside = torch.maximum((q * height + y * base) / slant, -y)
     return torch.where(inside < 0, inside, outside) - edge
 
@@ -62,7 +64,8 @@ SDF = dict(sphere=_sphere, cube=_cube, cylinder=_cylinder,
            cone=_cone, torus=_torus, capsule=_capsule)
 
 # %% ../../nbs/data/01_scenes.ipynb #1c695d51
-_CENTRE, _BALL = .7, 1.02  # every shape lies inside the ball of this radius around (0, CENTRE, 0)
+# every shape lies inside the ball of this radius around (0, CENTRE, 0)
+_CENTRE, _BALL = .7, 1.02
 
 # %% ../../nbs/data/01_scenes.ipynb #5c309e4b
 def _where(mask):
@@ -70,10 +73,11 @@ def _where(mask):
     return mask.flatten().nonzero()[:, 0]
 
 def _chord(o, d, radius):
-    "Where unit rays enter and leave a ball around (0, _CENTRE, 0); equal where they miss it."
+    "Where unit rays enter and leave a ball around (0, _CENTRE, 0); equal: a miss."
     y = o[1] - _CENTRE
     middle = -(o[0] * d[0] + y * d[1] + o[2] * d[2])
-    half = (middle * middle - (o[0] * o[0] + y * y + o[2] * o[2]) + radius**2).clamp(min=0).sqrt()
+    half = (middle * middle - (o[0] * o[0] + y * y + o[2] * o[2]) +
+            radius**2).clamp(min=0).sqrt()
     return middle - half, middle + half
 
 def _trace(
@@ -82,8 +86,8 @@ def _trace(
     d: Tensor,             # (3,R) their directions, of length 1
     careful: bool = False, # take plain steps, which a shape that is not convex needs
     near: float = 2e-4,    # so close to the surface a ray has arrived
-) -> Tensor:               # (R,) distances to the object, infinite for rays that miss it
-    "Sphere tracing (Hart 1996), in secant steps unless `careful`; rays that are done drop out."
+) -> Tensor:  # (R,) distances to the object, infinite for rays that miss it
+    "Sphere tracing (Hart 1996), in secant steps unless `careful`."
     t, far = _chord(o, d, _BALL)
     out, live = torch.full_like(d[0], math.inf), torch.arange(d.shape[1])
     t = t.clamp(min=0)                       # what lies behind the eye is not seen
@@ -111,10 +115,11 @@ def _normal(sdf, p, e=2e-3):
     return _unit(torch.stack([a - b - c + d, c + d - a - b, b + d - a - c]))
 
 # %% ../../nbs/data/01_scenes.ipynb #f7de90fb
-_REACH = 1.3  # shadows with their soft edges come from rays through this ball around (0, CENTRE, 0)
+# shadows with their soft edges come from rays through this ball around (0, CENTRE, 0)
+_REACH = 1.3
 
 def _openness(s):
-    "Share of a ball below a plane `s` radii above its centre: 0 for s <= -1, 1 for s >= 1."
+    "Share of a ball below a plane `s` radii above its centre: 0 at s = -1, 1 at s = 1."
     s = s.clamp(-1, 1)
     return .25 * (1 + s) * (1 + s) * (2 - s)
 
@@ -124,7 +129,7 @@ def _shadow(
     d: Tensor,          # (3,R) unit directions to the lamp
     width: float = .25, # radius of the lamp as seen from there, radians
 ) -> Tensor:            # (R,) share of the lamp that is in sight
-    "Soft shadow by the narrowest gap on the way to the lamp: ten looks, then two closer ones."
+    "Soft shadow by the narrowest gap on the way to the lamp: ten looks, two more."
     gap = lambda t: sdf(*(p + t * d)) / t
     enter, leave = _chord(p, d, _REACH)
     enter = enter.clamp(min=.02)
@@ -145,7 +150,7 @@ def _shadow(
     return _openness(least / width)
 
 def _ambient(sdf, p, n):
-    "Share (R,) of the sky that the object leaves to points `p` (3,R) with normals `n` (3,R)."
+    "Share (R,) of the sky that the object leaves to points `p` (3,R) facing `n`."
     return sum(_openness(sdf(*(p + t * n)) / t) for t in (.12, .35, .85)) / 3
 
 # %% ../../nbs/data/01_scenes.ipynb #f765c828
@@ -159,12 +164,13 @@ SHAPES = tuple(SDF)  # sphere, cube, cylinder, cone, torus, capsule
 FACTORS = dict(floor_hue=Factor(0, 360, "degrees"), wall_hue=Factor(0, 360, "degrees"),
                object_hue=Factor(0, 360, "degrees"),
                shape=Factor(0, len(SHAPES) - 1, "index into SHAPES"),
-               size=Factor(.875, 1.25, "of the usual size"), azimuth=Factor(-30, 30, "degrees"),
-               elevation=Factor(10, 26, "degrees"), light=Factor(-70, 70, "degrees"))
+               size=Factor(.875, 1.25, "of the usual size"),
+               azimuth=Factor(-30, 30, "degrees"), elevation=Factor(10, 26, "degrees"),
+               light=Factor(-70, 70, "degrees"))
 
 # %% ../../nbs/data/01_scenes.ipynb #295b41dc
 def _scramble(z):
-    "Random-looking integers, one for each integer `z` (uint64). Steele et al. 2014, SplitMix64."
+    "Random-looking integers, one for each `z` (uint64). SplitMix64, Steele 2014."
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
@@ -173,16 +179,20 @@ def scene_factors(
     index,         # M integers >= 0: which images
     seed: int = 0, # which world
 ) -> Tensor:       # (M,8) float, in the order, ranges and units of FACTORS
-    "What the images `index` of the world `seed` show; each factor is uniform over its range."
-    index, step, F = np.asarray(index), np.array([0x9E3779B97F4A7C15], np.uint64), len(FACTORS)
+    "What images `index` of the world `seed` show; a factor is uniform over its range."
+    index = np.asarray(index)
+    step = np.array([0x9E3779B97F4A7C15], np.uint64)
+    F = len(FACTORS)
     if index.ndim != 1 or index.dtype.kind not in "iu" or (index < 0).any():
         raise ValueError("index: expected a list of integers >= 0, "
                          f"got {str(index)[:80]} ({index.dtype})")
-    count = index.astype(np.uint64)[:, None] * np.uint64(F) + np.arange(1, F + 1, dtype=np.uint64)
+    count = index.astype(np.uint64)[:, None] * np.uint64(F) + np.arange(
+        1, F + 1, dtype=np.uint64)
     start = _scramble(np.array([seed % 2**64], np.uint64) + step)
     bits = _scramble(start + count * step) >> np.uint64(40)
     u = torch.from_numpy(bits / 2**24)   # (M,8) in [0,1)
-    ends = torch.tensor([(f.low, f.high) for f in FACTORS.values()], dtype=torch.float64)
+    ends = torch.tensor([(f.low, f.high) for f in FACTORS.values()],
+                        dtype=torch.float64)
     low, high = ends.T
     factors = low + u * (high - low)
     factors[:, 3] = (u[:, 3] * len(SHAPES)).floor()
@@ -194,9 +204,10 @@ def oklch(
     C: float,    # chroma, 0 (grey) to about 0.2
     hue: Tensor, # (M,) radians
 ) -> Tensor:     # (3,M) linear light: red, green, blue in [0.02,1]
-    "Colours of equal lightness, as colourful as `C` or as a screen allows. Ottosson 2020, OKLab."
+    "Colours of lightness `L`, as colourful as `C` or a screen allows. Ottosson 2020."
     if not .28 <= L <= 1 or C < 0:
-        raise ValueError(f"oklch: expected L in [0.28,1] and C >= 0, got L={L:g}, C={C:g}")
+        raise ValueError(
+            f"oklch: expected L in [0.28,1] and C >= 0, got L={L:g}, C={C:g}")
     a, b, grey = C * hue.cos(), C * hue.sin(), L**3
     l = (L + .3963377774 * a + .2158037573 * b) ** 3
     m = (L - .1055613458 * a - .0638541728 * b) ** 3
@@ -211,10 +222,12 @@ def oklch(
 def _screen(light):
     "sRGB bytes for linear light: the standard curve, after a shoulder above 0.7."
     light = torch.where(light < .7, light, .7 + .3 * ((light - .7) / .3).tanh())
-    curve = torch.where(light <= .0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - .055)
+    curve = torch.where(light <= .0031308, 12.92 * light,
+                        1.055 * light**(1 / 2.4) - .055)
     return curve.mul(255).round().byte()
 
-_CURVE = _screen(torch.linspace(0, 2, 2**14, dtype=torch.float64))  # bytes for light from 0 to 2
+# bytes for light from 0 to 2
+_CURVE = _screen(torch.linspace(0, 2, 2**14, dtype=torch.float64))
 
 def _encode(light):
     "sRGB bytes for linear light, from the table."
@@ -223,10 +236,11 @@ def _encode(light):
 
 # %% ../../nbs/data/01_scenes.ipynb #cc0b0d0a
 class _Stage(NamedTuple):
-    "Where things are and how they look, (3,M) each: lengths in object sizes, linear light."
+    "Where things are, how they look, (3,M) each: in object sizes and linear light."
     eye: Tensor
     forward: Tensor
-    right: Tensor  # this and `up` reach from the middle of the picture to its border, at distance 1
+    # this and `up` reach from the middle of the picture to its border, at distance 1
+    right: Tensor
     up: Tensor
     lamp: Tensor
     depth: Tensor  # (1,M) from the object to either wall
@@ -238,7 +252,8 @@ class _Stage(NamedTuple):
 
     def at(self, i):
         "The stages of the images `i`, arranged as `i` is."
-        return _Stage(*(v.index_select(1, i.flatten()).view(len(v), *i.shape) for v in self))
+        return _Stage(*(v.index_select(1, i.flatten()).view(len(v), *i.shape)
+                        for v in self))
 
 def _set_up(factors):
     "The stages of scenes with factors (M,8)."
@@ -246,19 +261,23 @@ def _set_up(factors):
     floor, wall, thing, azimuth, elevation, light = f[:, [0, 1, 2, 5, 6, 7]].T.deg2rad()
     sin, cos = azimuth.sin(), azimuth.cos()
     rise, run, zero = elevation.sin(), elevation.cos(), torch.zeros_like(floor)
-    back, right = torch.stack([sin * run, rise, cos * run]), torch.stack([cos, zero, -sin])
-    up, view = torch.stack([-sin * rise, run, -cos * rise]), math.tan(math.radians(29 / 2))
+    back = torch.stack([sin * run, rise, cos * run])
+    right = torch.stack([cos, zero, -sin])
+    up = torch.stack([-sin * rise, run, -cos * rise])
+    view = math.tan(math.radians(29 / 2))
     eye = torch.tensor([[0], [.78], [0]]) + 6.2 * back
-    lamp = torch.stack([3.4 * (azimuth + light).sin(), zero + 4.6, 3.4 * (azimuth + light).cos()])
+    lamp = torch.stack(
+        [3.4 * (azimuth + light).sin(), zero + 4.6, 3.4 * (azimuth + light).cos()])
     key, sky = torch.tensor([1.15, 1.11, 1.05]), torch.tensor([.49, .505, .53])
     key, sky = (light[:, None].expand(3, len(f)) for light in (key, sky))
-    return _Stage(*(v.float() for v in (
-        eye / f[:, 4], -back, view * right, view * up, lamp / f[:, 4], 3.2 / f[None, :, 4],
-        oklch(.80, .07, floor), oklch(.89, .06, wall), oklch(.69, .16, thing), key, sky)))
+    return _Stage(*(v.float() for v in (eye / f[:, 4], -back, view * right, view * up,
+                                        lamp / f[:, 4], 3.2 / f[None, :, 4],
+                                        oklch(.80, .07, floor), oklch(.89, .06, wall),
+                                        oklch(.69, .16, thing), key, sky)))
 
 # %% ../../nbs/data/01_scenes.ipynb #0e62609e
 def _lamp_light(stage, p, n):
-    "Unit directions (3,...) to the lamp, and its light (...) at `p` facing `n`; 1 at the origin."
+    "Unit directions (3,...) to the lamp, its light (...) at `p` facing `n`."
     way = stage.lamp - p
     far = _norm(*way)
     d = way / far
@@ -268,12 +287,12 @@ def _lamp_light(stage, p, n):
 
 # %% ../../nbs/data/01_scenes.ipynb #ace84773
 def _heights(p, depth):
-    "Heights (...) of points `p` (3,...) above floor, left and right wall; of directions: depth 0."
+    "Heights (...) of points `p` (3,...) above floor and walls; of directions: depth 0."
     a, b = math.sqrt(.5) * p[0], math.sqrt(.5) * p[2] + depth
     return p[1], b + a, b - a
 
 def _strike(stage, d):
-    "Where rays along `d` (3,...) leave the room: points, normals, 1 for the floor or 0."
+    "Where rays along `d` (3,...) leave the room: points, normals, 1 for the floor."
     eye = _heights(stage.eye, stage.depth[0])
     planes = zip(_heights(d, 0), eye)
     floor, left, right = (-fall / above for fall, above in planes)      # 1/t for each
@@ -282,19 +301,20 @@ def _strike(stage, d):
     on_left = (1 - on_floor) * (left >= right)
     on_right = 1 - on_floor - on_left
     half = math.sqrt(.5)
-    n = torch.stack([half * (on_left - on_right), on_floor, half * (on_left + on_right)])
+    n = torch.stack(
+        [half * (on_left - on_right), on_floor, half * (on_left + on_right)])
     return stage.eye + d / nearest, n, on_floor
 
 def _crease(p, depth):
-    "Share (...) of the sky that floor and walls, as high as deep, leave to points on them."
-    share = 2.                # a point lies in one of the three planes, which takes nothing
+    "Share (...) of the sky that floor and walls, as high as deep, leave to theirs."
+    share = 2.  # a point lies in one of the three planes, which takes nothing
     for h in _heights(p, depth):
         share = share * (.5 + .5 * h / (h * h + depth * depth).sqrt())
     return share
 
 # %% ../../nbs/data/01_scenes.ipynb #baa75838
 def _near_object(sdf, p, n, d):
-    "Shares (...) of the lamp towards `d`, and of the sky, that the object leaves `p` facing `n`."
+    "Shares (...) of the lamp towards `d` and of the sky that `p`, facing `n`, sees."
     pick = lambda v, k: v.flatten(1).index_select(1, k)
     lamp, sky = torch.ones_like(p[0]), torch.ones_like(p[0])
     enter, leave = _chord(p, d, _REACH)
@@ -305,18 +325,20 @@ def _near_object(sdf, p, n, d):
     return lamp, sky
 
 def _room(sdf, stage, d):
-    "Linear light (3,...) from the room along `d` (3,...): with the shadow, without the object."
+    "Linear light (3,...) from the room along `d` (3,...), with the object's shadow."
     p, n, floor = _strike(stage, d)
     to_lamp, key = _lamp_light(stage, p, n)
     lamp, sky = _near_object(sdf, p, n, to_lamp)
     open_ = _crease(p, stage.depth[0])
-    light = (key * lamp) * stage.key + (open_ * sky) * stage.sky + (.15 * (1 - sky)) * stage.object
-    own, bounced = stage.wall + floor * (stage.floor - stage.wall), stage.floor * stage.wall
+    direct = (key * lamp) * stage.key + (open_ * sky) * stage.sky
+    light = direct + (.15 * (1 - sky)) * stage.object
+    own = stage.wall + floor * (stage.floor - stage.wall)
+    bounced = stage.floor * stage.wall
     return own * light + (.32 * (1 - open_)) * bounced
 
 # %% ../../nbs/data/01_scenes.ipynb #a207f64f
 def _pottery(stage, p, n, d):
-    "Linear light (3,R) from the object at points `p` facing `n`, to an eye that looks along `d`."
+    "Linear light (3,R) from the object at `p` facing `n`, seen along `d`."
     to_lamp, key = _lamp_light(stage, p, n)
     up, above = .5 + .5 * n[1], (p[1] + .1) / (p[1] + .45)
     light = key * stage.key + (.3 + .7 * up) * stage.sky
@@ -336,7 +358,7 @@ def _pottery(stage, p, n, d):
     return (1 - rim) * stage.object * light + coat
 
 def _look(sdf, stage, i, x, y):
-    "Linear light (3,...) at `x`, `y` in [-1,1] of the pictures `i` of a stage: room, then object."
+    "Linear light (3,...) at `x`, `y` in [-1,1] of pictures `i` of a stage."
     here = stage.at(i)
     d = _unit(here.forward + x * here.right + y * here.up)
     light = _room(sdf, here, d)
@@ -347,22 +369,24 @@ def _look(sdf, stage, i, x, y):
     t = _trace(sdf, o, d, careful=sdf is _torus)
     hit = _where(t < math.inf)
     p, d = (o + t * d)[:, hit], d[:, hit]
-    light.flatten(1).index_copy_(1, k[hit], _pottery(stage.at(i[hit]), p, _normal(sdf, p), d))
-    return light * (1 - .1 * (x * x + y * y))        # a lens is a little darker towards its corners
+    light.flatten(1).index_copy_(1, k[hit],
+                                 _pottery(stage.at(i[hit]), p, _normal(sdf, p), d))
+    # a lens is a little darker towards its corners
+    return light * (1 - .1 * (x * x + y * y))
 
 # %% ../../nbs/data/01_scenes.ipynb #88c12ee8
 _ROOKS = torch.tensor([(1, -3), (-1, 3), (5, 1), (-3, -5),
                        (-5, 5), (-7, -1), (3, 7), (7, -7)]).T[..., None] / 8
 
 def _edges(light, jump=.06):
-    "Positions of pixels (3,M,S,S) that differ from a neighbour by over `jump` of a screen's range."
+    "Where pixels (3,M,S,S) differ from a neighbour by over `jump` of the range."
     shown = light.clamp(0, 1).sqrt()
     down, across = ((shown.diff(dim=axis).abs() > jump).any(0) for axis in (2, 3))
     down = pad(down, (0, 0, 1, 0)) | pad(down, (0, 0, 0, 1))
     return _where(down | pad(across, (1, 0)) | pad(across, (0, 1)))
 
 def _paint(sdf, factors, size, smooth=True):
-    "Bytes (M,3,S,S) of scenes of one shape: a ray a pixel; if `smooth`, eight at edges."
+    "Bytes (M,3,S,S) of scenes of one shape: a ray a pixel; `smooth`: eight at edges."
     stage, M, P = _set_up(factors), len(factors), size * size
     c = (torch.arange(size) + .5) * 2 / size - 1
     x, y = c.repeat(size), -c.repeat_interleave(size)
@@ -370,7 +394,8 @@ def _paint(sdf, factors, size, smooth=True):
     if smooth:
         k = _edges(light.view(3, M, size, size))
         rooks = _ROOKS.to(k.device) / size
-        closer = _look(sdf, stage, k[None] // P, x[k % P] + rooks[0], y[k % P] + rooks[1])
+        closer = _look(sdf, stage, k[None] // P, x[k % P] + rooks[0],
+                       y[k % P] + rooks[1])
         light.index_copy_(1, k, sum(closer[:, j].clamp(max=1.3) for j in range(8)) / 8)
     return _encode(light).view(3, M, size, size).transpose(0, 1)
 
@@ -379,7 +404,8 @@ def _checked(factors, size):
     "The factor table as float32, or an error that says what is wrong with it."
     factors = torch.as_tensor(factors, dtype=torch.float32, device="cpu")
     if size < 8 or size != int(size):
-        raise ValueError(f"size: expected a whole number of pixels, at least 8, got {size}")
+        raise ValueError(
+            f"size: expected a whole number of pixels, at least 8, got {size}")
     if factors.ndim != 2 or factors.shape[1] != len(FACTORS):
         raise ValueError(f"factors: expected a table (M,{len(FACTORS)}) with columns "
                          f"{', '.join(FACTORS)}; got {tuple(factors.shape)}")
@@ -402,17 +428,19 @@ def render(
     images = torch.empty(len(factors), 3, size, size, dtype=torch.uint8)
     def job(k):
         with torch.device(device):
-            picture = _paint(SDF[SHAPES[int(factors[k[0], 3])]], factors[k].to(device), size)
+            picture = _paint(SDF[SHAPES[int(factors[k[0], 3])]], factors[k].to(device),
+                             size)
         images[k] = picture.cpu()
     same = [_where(factors[:, 3] == shape) for shape in range(len(SHAPES))]
-    rays = 2**17 if on_cpu else 2**22   # at once: what fits a cache, or keeps a GPU busy
+    rays = 2**17 if on_cpu else 2**22  # at once: what fits a cache, or keeps a GPU busy
     jobs = [k for rows in same for k in rows.split(max(1, rays // size**2)) if len(k)]
     if not on_cpu:
         for k in jobs:
             job(k)
         return images
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads,
+                                initargs=(1,)) as pool:
             list(pool.map(job, jobs))
     finally:
         torch.set_num_threads(threads)
@@ -422,7 +450,7 @@ def scenes(
     n: int,                 # how many
     size: int = 128,        # height and width S of the pictures in pixels, at least 8
     seed: int = 0,          # which world
-) -> tuple[Tensor, Tensor]: # images (n,3,S,S) uint8, sRGB, and their factors (n,8) float
+) -> tuple[Tensor, Tensor]: # images (n,3,S,S) uint8, sRGB, and factors (n,8) float
     "The first `n` pictures of a world, and the truth behind them."
     if n < 1:
         raise ValueError(f"n: expected at least 1 scene, got {n}")
