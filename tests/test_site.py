@@ -32,7 +32,7 @@ def hidden(cell):
     "Does the site leave this cell's code out?"
     said = {flag.split(":")[0].split()[0] for flag in flags(cell) if flag}
     unseen = any(re.fullmatch(r"(echo|include): *false", flag) for flag in flags(cell))
-    return unseen or bool(said & {"hide", "default_exp", "export"})
+    return unseen or bool(said & {"hide", "default_exp", "export", "exporti"})
 
 
 def has_figure(cell):
