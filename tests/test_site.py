@@ -274,6 +274,7 @@ def test_text_has_contrast():
 EM = 17   # Quarto's base size, pixels
 COLUMN = 1280 - 6 * EM - sum(int(QUARTO["format"]["html"]["grid"][key][:-2]) for key in ("sidebar-width", "margin-width"))
 NUMBER = 45   # room for the number of an equation
+KATEX = re.search(r"/(katex@[\d.]+)/", QUARTO["format"]["html"]["html-math-method"]["url"])[1]
 
 
 def equations(page):
@@ -302,7 +303,7 @@ def katex(tmp_path_factory):
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if not chromium or not shutil.which("npm"): pytest.skip("chromium or npm is missing")
     folder = tmp_path_factory.mktemp("katex")
-    if subprocess.run(["npm", "install", "--silent", "--prefix", folder, "katex@0.16.22"], capture_output=True).returncode:
+    if subprocess.run(["npm", "install", "--silent", "--prefix", folder, KATEX], capture_output=True).returncode:
         pytest.skip("npm cannot fetch katex")
     dist = folder / "node_modules/katex/dist"
     (folder / "page.html").write_text(f"<!doctype html><link rel='stylesheet' href='{dist}/katex.min.css'><script src='{dist}/"
