@@ -296,7 +296,7 @@ WIDTHS = """all => Promise.all([document.fonts.ready]).then(() => all.map(([labe
 }))"""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")   # two of Playwright's at a time do not go
 def katex(tmp_path_factory):
     "A page in Chromium that knows KaTeX."
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
