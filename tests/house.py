@@ -216,8 +216,8 @@ class Opening:
 
 class SourceUnderItsName:
     """For nbdev, too. Above source that is shown stand the names it defines, in order, each with its sentence: what their
-    signatures would say, the source says; methods get the anchors that links to them use. And a cell's times go: Quarto boxes
-    a cell that carries data of its own, and leaves headings in boxes out of a page's contents."""
+    signatures would say, the source says; methods get the anchors that links to them use. `__main__` is not named. And a
+    cell's times go: Quarto boxes a cell that carries data of its own, and leaves headings in boxes out of a page's contents."""
     def __init__(self, nb):
         self.nb = nb
 
@@ -225,6 +225,10 @@ class SourceUnderItsName:
         cells = self.nb.cells
         for cell in cells:
             cell.get("metadata", {}).pop("execution", None)
+            if documents(cell):   # a class of the page is that of the module
+                for output in cell.outputs:
+                    for kind, text in output["data"].items():
+                        output["data"][kind] = "".join(text).replace("__main__.", "")
         for source in [cell for cell in cells if re.search(r"^#\| *exports", cell.source, re.M)]:
             defined = {node.name: node for node in ast.parse(source.source).body if hasattr(node, "name")}
             docs = {documents(cell): cell for cell in cells if documents(cell) in defined}
@@ -247,7 +251,6 @@ def amend(cell, node, folded):
     anchors = "".join(f"[]{{#{node.name}.{name}}}".lower() for name in methods if isinstance(node, ast.ClassDef))
     for output in cell.outputs:
         text = output["data"]["text/markdown"]
-        text = text if isinstance(text, str) else "".join(text)
         if not folded:
             text = re.sub(r"```python\n.*?```\n*", "", text, count=1, flags=re.S)
         output["data"]["text/markdown"] = f"{text}\n\n{anchors}".strip()

@@ -46,7 +46,8 @@ def colab(tmp_path_factory):
     (packages / "others.pth").write_text("\n".join(others))   # their own .pth files, and so the checkout, are not read
     (packages / "no_network.py").write_text(NO_NETWORK)
     (packages / "no_network.pth").write_text("import no_network\n")
-    install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel]
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index",
+               "--ignore-installed", wheel]
     done = subprocess.run(install, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return python
