@@ -237,7 +237,7 @@ def test_the_slider_of_beta(browser, served):
         wanted = np.round((x_hat.clip(-1, 1) + 1) * 127.5).transpose(2, 0, 3, 1).reshape(facts["size"], -1, 3)
         page.evaluate("document.querySelectorAll('#beta-rows canvas')[1].id = 'beta-mean'")
         assert np.abs(pixels(page, "beta-mean") - wanted).max() <= 2
-        bars = page.evaluate("[...document.querySelectorAll('#beta-kl i')].map((bar) => bar.clientHeight)")
+        bars = page.evaluate("[...document.querySelectorAll('#beta-kl i')].map((bar) => parseFloat(bar.style.height))")
         assert bars == sorted(bars, reverse=True) and (bars[3] > 20) == (stop == 0)
     assert not complaints
 
