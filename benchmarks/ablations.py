@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from record import save_enlarged
 from steps import Record, Shuffled, arguments, small_scenes
 from torch import nn
 
@@ -31,7 +31,6 @@ from vae_nb.loss.lpips import LPIPS
 from vae_nb.loss.objective import SCHEDULES, Objective, psnr, reduce
 from vae_nb.model.layers import ResBlock
 from vae_nb.model.vae import PRESETS, VAE, costs
-from vae_nb.plots import grid
 from vae_nb.train.config import Config
 from vae_nb.train.loop import learning_rate
 
@@ -216,9 +215,7 @@ def main():
                           squared=arm["squared"], **best["network"])
         rows.append(best["pictures"])
         record.save(arms=arms, runs=runs, rows=["original", *arms])
-        picture = grid(torch.cat(rows), columns=8, pad=1)
-        picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST).save(
-            given.out / "ablations.jpg", quality=80)
+        save_enlarged(torch.cat(rows), 8, given.out / "ablations.jpg")
 
 
 if __name__ == "__main__":

@@ -74,6 +74,23 @@ def draws(model, images):
     return torch.cat([model.encode(to_float(part)).sample() for part in images.split(500)]).cpu()
 
 
+def training_arguments(parser, work):
+    "The options of a sweep of small models; its own come before."
+    arguments(parser, minutes=60)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1200, help="of every model")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--images", type=int, default=8000)
+    parser.add_argument("--test", type=int, default=3000, help="held-out scenes")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--work", type=Path, default=Path(work), help="folder of the finished runs")
+
+
+def settings(given):
+    "What the record says of the options."
+    return {key: value for key, value in vars(given).items() if key not in ("out", "work", "device", "rehearse")}
+
+
 def rounded(scores):
     return {key: rounded(value) if isinstance(value, dict) else round(value, 4) for key, value in scores.items()}
 
@@ -95,22 +112,15 @@ def reconstructions(model, images):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments(parser, minutes=60)
     parser.add_argument("--beta", type=float, nargs="+", default=[1, 4, 8, 16, 32, 64])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1200, help="of every model")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--images", type=int, default=8000)
-    parser.add_argument("--test", type=int, default=3000, help="held-out scenes")
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--work", type=Path, default=Path("runs/beta_sweep"), help="folder of the trained models")
+    training_arguments(parser, "runs/beta_sweep")
     given = parser.parse_args()
     if given.rehearse:
         given.beta, given.seeds, given.steps, given.images, given.test, given.batch = [1, 64], 2, 4, 64, 300, 8
         given.work = given.out / "work_beta"
 
-    settings = {key: value for key, value in vars(given).items() if key not in ("out", "work", "device", "rehearse")}
-    record = Record("beta_sweep", given, **settings, network=NETWORK, likelihood="Laplace, scale 1; distortion = sum |x_hat - x|")
+    record = Record("beta_sweep", given, **settings(given), network=NETWORK,
+                    likelihood="Laplace, scale 1; distortion = sum |x_hat - x|")
     images = small_scenes(given.images + given.test, NETWORK["size"], given.device)
     factors, test = scene_factors(range(len(images)))[given.images:], images[given.images:]
     rotation = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))[0]

@@ -9,30 +9,21 @@ dimension, for held-out scenes.
 import argparse
 import json
 import time
-from pathlib import Path
 
-from beta_sweep import NETWORK, measured, train
-from steps import Record, arguments, small_scenes
+from beta_sweep import NETWORK, measured, settings, train, training_arguments
+from steps import Record, small_scenes
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments(parser, minutes=60)
     parser.add_argument("--dims", type=int, nargs="+", default=[2, 4, 8, 16, 32, 64], help="lengths of the latent")
     parser.add_argument("--beta", type=float, default=8.0)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1200, help="of every model")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--images", type=int, default=8000)
-    parser.add_argument("--test", type=int, default=3000, help="held-out scenes")
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--work", type=Path, default=Path("runs/latent_size"), help="folder of the finished runs")
+    training_arguments(parser, "runs/latent_size")
     given = parser.parse_args()
     if given.rehearse:
         given.dims, given.seeds, given.steps, given.images, given.test, given.batch = [2, 4], 2, 4, 64, 64, 8
         given.work = given.out / "work_latent"
 
-    settings = {key: value for key, value in vars(given).items() if key not in ("out", "work", "device", "rehearse")}
-    record = Record("latent_size", given, **settings, network=NETWORK)
+    record = Record("latent_size", given, **settings(given), network=NETWORK)
     images = small_scenes(given.images + given.test, NETWORK["size"], given.device)
     train_images, test_images = images[:given.images], images[given.images:]
     given.work.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,8 @@
 "What the tests share: Weights & Biases offline, matplotlib without windows, files from outside, what was skipped."
 import os
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import house
@@ -11,6 +14,7 @@ os.environ.setdefault("WANDB_SILENT", "true")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 ROOT = Path(__file__).resolve().parent.parent
+OFFLINE = r"ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH|EHOSTUNREACH"   # what npm says without a network
 
 
 @pytest.fixture
@@ -38,6 +42,20 @@ def outside():
             pytest.skip(f"needs {name}")
         return at_hand[name]
     return path
+
+
+@pytest.fixture(scope="session")
+def katex_folder(pytestconfig):
+    "A folder whose node_modules has KaTeX, in the version that the site loads."
+    if not shutil.which("node") or not shutil.which("npm"): pytest.skip("needs node and npm")
+    package = re.search(r"/(katex@[\d.]+)/", (ROOT / "_quarto.yml").read_text(encoding="utf-8"))[1]
+    folder = pytestconfig.cache.mkdir(package.replace("@", "-"))
+    if not (folder / "node_modules/katex/package.json").exists():
+        command = ["npm", "install", "--no-save", "--no-audit", "--no-fund", "--prefix", str(folder), package]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+        if done.returncode and re.search(OFFLINE, done.stderr): pytest.skip("needs npm's registry, or its cache")
+        assert done.returncode == 0, done.stderr[-2000:]
+    return folder
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -1,16 +1,13 @@
 """The playground: a page that stands alone, and paints what PyTorch paints."""
 import base64
-import functools
 import io
 import json
 import re
-import shutil
-import threading
 import time
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import playground
 import pytest
 from PIL import Image
 
@@ -21,13 +18,21 @@ PAGE = NBS / "playground"
 MODEL = PAGE / "model"
 SOURCES = [p for p in sorted(PAGE.rglob("*")) if p.suffix in (".js", ".mjs", ".html", ".css")
            and not {"node_modules", "ort"} & set(p.parts)]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def examples() -> np.ndarray:  # (E,S,S,3) uint8
     "What PyTorch decoded from the example latents."
     sheet = np.asarray(Image.open(MODEL / "examples.webp").convert("RGB"))
     return sheet.reshape(sheet.shape[0], -1, sheet.shape[0], 3).swapaxes(0, 1)
+
+
+def need_engine():
+    if not (PAGE / "ort" / "sizes.json").exists(): pytest.skip("npm packages are missing: npm ci --prefix nbs/playground")
+
+
+def half(number) -> np.ndarray:
+    "Numbers of the page's JSON."
+    return np.frombuffer(base64.b64decode(number["half"]), "<f2").astype(np.float32).reshape(number["shape"])
 
 
 def test_the_page_names_no_other_host():
@@ -72,11 +77,9 @@ def test_the_model_files_belong_together():
     D, E = facts["D"], len(facts["examples"]["factors"])
     assert D == np.prod(facts["latent"]) == len(facts["kl"])
     for name, shape in dict(mean=[D], std=[D], factor=[D, D]).items():
-        raw = base64.b64decode(facts[name]["half"])
-        assert facts[name]["shape"] == shape and len(raw) == 2 * np.prod(shape)
-    factor = np.frombuffer(base64.b64decode(facts["factor"]["half"]), "<f2").reshape(D, D).astype(float)
-    std = np.frombuffer(base64.b64decode(facts["std"]["half"]), "<f2").astype(float)
-    np.testing.assert_allclose((factor**2).sum(1) ** 0.5, std, rtol=2e-3)   # two roundings to 11 bits
+        assert half(facts[name]).shape == tuple(shape)
+    spread = (half(facts["factor"]) ** 2).sum(1) ** 0.5
+    np.testing.assert_allclose(spread, half(facts["std"]), rtol=2e-3)   # two roundings to 11 bits
     assert examples().shape == (E, facts["size"], facts["size"], 3)
 
 
@@ -92,7 +95,7 @@ def test_the_models_of_the_beta_slider_are_those_of_the_record():
 
 
 def test_the_whole_page_is_small():
-    if not (PAGE / "ort" / "sizes.json").exists(): pytest.skip("npm packages are missing: npm ci --prefix nbs/playground")
+    need_engine()
     published = [path for path in PAGE.rglob("*") if path.is_file() and "node_modules" not in path.parts]
     size = sum(path.stat().st_size for path in published)
     assert size <= 25e6, f"{size / 1e6:.1f} MB"
@@ -101,7 +104,7 @@ def test_the_whole_page_is_small():
 def test_onnx_decodes_the_examples_as_pytorch_did():
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     facts = json.loads((MODEL / "latents.json").read_text())
-    z = np.frombuffer(base64.b64decode(facts["examples"]["z"]["half"]), "<f2").astype(np.float32)
+    z = half(facts["examples"]["z"])
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(MODEL / "decoder.onnx", options, providers=["CPUExecutionProvider"])
@@ -112,20 +115,11 @@ def test_onnx_decodes_the_examples_as_pytorch_did():
 
 # ---- in a browser
 
-class Quiet(SimpleHTTPRequestHandler):
-    extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript", ".wasm": "application/wasm"}
-    def log_message(self, *args): pass
-
-
 @pytest.fixture
 def served():
-    "The plain folder over HTTP; `stop()` ends it."
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(NBS)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    server.address = f"http://127.0.0.1:{server.server_port}"
-    server.stop = lambda: (server.shutdown(), server.server_close())
-    yield server
-    if server.socket.fileno() >= 0: server.stop()
+    "The folder of the notebooks over HTTP; `stop()` ends it."
+    with playground.served() as server:
+        yield server
 
 
 SOFTWARE_CARD = ["--enable-unsafe-webgpu", "--enable-features=Vulkan", "--use-vulkan=swiftshader",
@@ -135,11 +129,12 @@ SOFTWARE_CARD = ["--enable-unsafe-webgpu", "--enable-features=Vulkan", "--use-vu
 @pytest.fixture
 def browser(request):
     "Chromium; parametrized indirectly: with these flags."
-    if not CHROMIUM: pytest.skip("chromium is not installed")
-    if not (PAGE / "ort" / "sizes.json").exists(): pytest.skip("npm packages are missing: npm ci --prefix nbs/playground")
+    if not playground.CHROMIUM: pytest.skip("chromium is not installed")
+    need_engine()
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *getattr(request, "param", [])])
+        flags = ["--no-sandbox", *getattr(request, "param", [])]
+        chromium = playwright.chromium.launch(executable_path=playground.CHROMIUM, args=flags)
         yield chromium
         chromium.close()
 
@@ -217,11 +212,6 @@ def test_the_playground_in_chromium(browser, served, tmp_path):
     assert rate > 2 and paint < 3000
 
 
-def half(number) -> np.ndarray:
-    "Numbers of the page's JSON."
-    return np.frombuffer(base64.b64decode(number["half"]), "<f2").astype(np.float32).reshape(number["shape"])
-
-
 @pytest.mark.slow
 def test_the_slider_of_beta(browser, served):
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -263,16 +253,16 @@ def test_the_learned_prior_carries_noise_as_pytorch_does(browser, served):
     from vae_nb.export import load_pretrained
     page, complaints, _ = opened(browser, served)
     eps, z = page.evaluate("""async () => {
-      const { carried, normals } = await import("./prior.js"), { engine, facts } = playground;
+      const { sampleFlow, normals } = await import("./prior.js"), { engine, facts } = playground;
       const eps = normals(2 * facts.D, 7), start = performance.now();
-      const z = await carried(engine, facts, eps, 0.9);
-      playground.carrying = performance.now() - start;
+      const z = await sampleFlow(engine, facts, eps, 0.9);
+      playground.seconds = performance.now() - start;
       return [Array.from(eps), Array.from(z)]; }""")
     prior = load_pretrained("scenes").prior
     shape = (2, *prior.latent_shape)
     with torch.no_grad():
         wanted = prior.unstandardize(integrate(prior.velocity, 0.9 * torch.tensor(eps).view(shape), 8)).flatten()
-    print(f"\n8 steps for 2 latents: {page.evaluate('playground.carrying'):.0f} ms")
+    print(f"\n8 steps for 2 latents: {page.evaluate('playground.seconds'):.0f} ms")
     assert np.abs(np.asarray(z) - wanted.numpy()).max() < 0.01 and not complaints
 
 
@@ -285,15 +275,14 @@ def test_the_page_fits_its_window(browser, served, width, scheme):
     assert not complaints
 
 
-def trained(beta, s) -> tuple[float, float]:
-    "Nats and squared error of the library's best linear VAE, on data with the eigenvalues of the collapse page."
+def trained(eigenvalues, beta, s) -> tuple[float, float]:
+    "Nats and squared error of the library's best linear VAE, on data with these eigenvalues."
     import torch
 
     from vae_nb.model.distributions import gaussian_kl
     from vae_nb.model.linear_vae import LinearVAE
-    variances = torch.tensor([4.0, 2.4, 1.4, 0.8, 0.45, 0.26, 0.24, 0.12, 0.07, 0.04, 0.02, 0.01]).double()
     noise = torch.randn(64, 12, generator=torch.Generator().manual_seed(0)).double()
-    x = torch.linalg.qr(noise - noise.mean(0))[0] * 8 * variances.sqrt()
+    x = torch.linalg.qr(noise - noise.mean(0))[0] * 8 * torch.tensor(eigenvalues).double().sqrt()
     model = LinearVAE.fit(x, 11, beta, s)
     mu, logvar = model.optimal_q(x, beta)
     x_hat = model.mean + mu @ model.W.T
@@ -327,9 +316,13 @@ def test_the_widgets_in_chromium(browser, served):
                 assert row["elbo"] + row["gap"] == pytest.approx(row["logP"], abs=1e-4)
                 assert row["gap"] > 0
         elif name == "water_level":
+            eigenvalues = page.evaluate("import('./water_level.js').then(({ EIGENVALUES }) => EIGENVALUES)")
+            text = (NBS / "theory/09_collapse.ipynb").read_text(encoding="utf-8")
+            told = json.loads(re.search(r"lam = torch.tensor\((\[[^]]*\])\)", text)[1])
+            assert eigenvalues == told                        # those of the page that it stands on
             for beta, s in ((1, 0.5), (8, 0.3), (20, 1.5)):
                 found = page.evaluate(f"import('./water_level.js').then(({{ optimum }}) => optimum({beta}, {s}))")
-                rate, error = trained(beta, s)
+                rate, error = trained(eigenvalues, beta, s)
                 assert found["rate"] == pytest.approx(rate, abs=1e-6) and found["error"] == pytest.approx(error, abs=1e-6)
         else:
             found = page.evaluate("import('./two_gaussians.js').then(({ kl }) => kl(1.2, 0.5, -0.3, 0.8))")

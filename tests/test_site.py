@@ -10,6 +10,8 @@ import house
 import pytest
 import yaml
 from PIL import Image
+from playground import CHROMIUM
+from test_theory import MATH, prose
 
 PAGES = {path.relative_to(house.ROOT / "nbs").as_posix(): json.loads(path.read_text(encoding="utf-8"))["cells"]
          for path in house.notebooks()}
@@ -188,6 +190,30 @@ def test_nbdev_and_quarto_can_build_a_page(page):
         assert len(names) == len(set(names)), cell["id"]
 
 
+@pytest.mark.slow
+def test_every_page_is_processed(tmp_path):
+    "In a copy of the tree, by the command that nbdev-docs begins with, as the workflow calls it."
+    copy = tmp_path / "copy"
+    for name in ("nbs", "tests", "vae_nb", "benchmarks"):
+        left_out = shutil.ignore_patterns("node_modules", "__pycache__", "runs")
+        shutil.copytree(house.ROOT / name, copy / name, symlinks=True, ignore=left_out)
+    for name in ("pyproject.toml", "settings.ini", "setup.py", "README.md", "_quarto.yml"):
+        shutil.copy(house.ROOT / name, copy)
+    steps = yaml.safe_load((house.ROOT / ".github/workflows/docs.yaml").read_text(encoding="utf-8"))["jobs"]["build"]["steps"]
+    [given] = [step["env"] for step in steps if step.get("run") == "nbdev-docs"]
+    done = subprocess.run(["nbdev-proc-nbs", "--n-workers", "2"], cwd=copy, capture_output=True, text=True,
+                          env=house.plain_environment(**given))
+    assert done.returncode == 0, done.stderr[-2000:]
+    pages = {page.relative_to(copy / "_proc").as_posix(): json.loads(page.read_text(encoding="utf-8"))["cells"]
+             for page in (copy / "_proc").rglob("*.ipynb")}
+    assert set(pages) == set(PAGES)
+    for page, cells in pages.items():
+        for cell in [cell for cell in cells if cell["cell_type"] == "code"]:
+            names = [flag.split(":")[0] for flag in flags(cell) if ":" in flag]
+            assert len(names) == len(set(names)), f"{page}: an option twice: {names}"
+            assert "__main__." not in json.dumps(cell["outputs"]), page
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_begins_with_the_cell_that_installs_and_has_no_badge_of_its_own(page):
     first = next(cell for cell in PAGES[page] if cell["cell_type"] == "code")
@@ -274,16 +300,13 @@ def test_text_has_contrast():
 EM = 17   # Quarto's base size, pixels
 COLUMN = 1280 - 6 * EM - sum(int(QUARTO["format"]["html"]["grid"][key][:-2]) for key in ("sidebar-width", "margin-width"))
 NUMBER = 45   # room for the number of an equation
-KATEX = re.search(r"/(katex@[\d.]+)/", QUARTO["format"]["html"]["html-math-method"]["url"])[1]
 
 
 def equations(page):
     "(label or None, TeX) of every displayed equation."
     for cell in PAGES[page]:
         if cell["cell_type"] == "markdown":
-            text = re.sub(r"^```.*?^```|`[^`\n]*`", "", source(cell), flags=re.S | re.M)
-            for m in re.finditer(r"\$\$(.+?)\$\$(?:\s*\{#(eq-[\w-]+)[^}]*\})?", text, re.S):
-                yield m[2], m[1]
+            yield from ((m["label"], m["displayed"]) for m in MATH.finditer(prose(source(cell))) if m["displayed"])
 
 
 WIDTHS = """all => Promise.all([document.fonts.ready]).then(() => all.map(([label, tex]) => {
@@ -297,19 +320,15 @@ WIDTHS = """all => Promise.all([document.fonts.ready]).then(() => all.map(([labe
 
 
 @pytest.fixture(scope="module")   # two of Playwright's at a time do not go
-def katex(tmp_path_factory):
-    "A page in Chromium that knows KaTeX."
+def widths(katex_folder, tmp_path_factory):
+    "A function that gives the width in pixels of equations (label, TeX), as KaTeX lays them out in Chromium."
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if not chromium or not shutil.which("npm"): pytest.skip("chromium or npm is missing")
-    folder = tmp_path_factory.mktemp("katex")
-    if subprocess.run(["npm", "install", "--silent", "--prefix", folder, KATEX], capture_output=True).returncode:
-        pytest.skip("npm cannot fetch katex")
-    dist = folder / "node_modules/katex/dist"
+    if not CHROMIUM: pytest.skip("chromium is not installed")
+    folder, dist = tmp_path_factory.mktemp("katex"), katex_folder / "node_modules/katex/dist"
     (folder / "page.html").write_text(f"<!doctype html><link rel='stylesheet' href='{dist}/katex.min.css'><script src='{dist}/"
                                       f"katex.min.js'></script><style>body {{ font: {EM}px sans-serif; width: 9000px }}</style>")
     with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page()
         page.goto((folder / "page.html").as_uri())
         page.evaluate("""() => { const text = "\\\\frac12\\\\sum x \\\\mathcal{L} \\\\mathbb E \\\\Big( \\\\mathbf z";
@@ -321,16 +340,16 @@ def katex(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if any(equations(page))])
-def test_no_equation_is_wider_than_its_column(page, katex):
+def test_no_equation_is_wider_than_its_column(page, widths):
     found = list(equations(page))
     room = [COLUMN - NUMBER * bool(label) for label, _ in found]
-    assert [f"{label or tex[:40]}: {width:.0f} of {most}" for (label, tex), width, most in zip(found, katex(found), room)
+    assert [f"{label or tex[:40]}: {width:.0f} of {most}" for (label, tex), width, most in zip(found, widths(found), room)
             if width > most] == []
 
 
 @pytest.mark.slow
-def test_a_wide_equation_is_found(katex):
-    narrow, wide = katex([[None, "x"], [None, "+".join("abcdefghijkl" * 5)]])
+def test_a_wide_equation_is_found(widths):
+    narrow, wide = widths([[None, "x"], [None, "+".join("abcdefghijkl" * 5)]])
     assert narrow < 20 and wide > COLUMN
 
 

@@ -2,7 +2,6 @@
 import ast
 import json
 import re
-import shutil
 import subprocess
 from collections import Counter
 
@@ -313,7 +312,6 @@ for (const [place, tex, displayMode] of formulas)
   catch (error) { wrong.push(place + ": " + error.message) }
 console.log(JSON.stringify(wrong))
 """
-OFFLINE = r"ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH|EHOSTUNREACH"
 
 
 def formulas(book):
@@ -341,18 +339,10 @@ def bars_in_tables(book):
 
 
 @pytest.fixture(scope="session")
-def katex(pytestconfig):
+def katex(katex_folder):
     "A function that returns what KaTeX, which draws the formulas of the site, objects to."
-    if not shutil.which("node") or not shutil.which("npm"): pytest.skip("needs node and npm")
-    folder = pytestconfig.cache.mkdir("katex")
-    if not (folder / "node_modules/katex/package.json").exists():
-        command = ["npm", "install", "--no-save", "--no-audit", "--no-fund", "--prefix", str(folder), "katex@^0.16.0"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
-        if done.returncode and re.search(OFFLINE, done.stderr): pytest.skip("needs npm's registry, or its cache")
-        assert done.returncode == 0, done.stderr[-2000:]
-
     def objections(found):
-        done = subprocess.run(["node", "-e", NODE], cwd=folder, input=json.dumps(found), capture_output=True, text=True)
+        done = subprocess.run(["node", "-e", NODE], cwd=katex_folder, input=json.dumps(found), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         return json.loads(done.stdout)
     return objections

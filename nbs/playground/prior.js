@@ -22,11 +22,11 @@ export function normals(n, seed) {
   return out;
 }
 
-export const standard = (eps, temperature) => eps.map((e) => temperature * e);
+export const sampleNormal = (eps, temperature) => eps.map((e) => temperature * e);
 
 // The learned prior: noise is carried along a velocity, by Heun's method, to where the latents of scenes lie.
-export async function carried(engine, { D, prior }, eps, temperature, steps = 8) {
-  let x = standard(eps, temperature);
+export async function sampleFlow(engine, { D, prior }, eps, temperature, steps = 8) {
+  let x = sampleNormal(eps, temperature);
   for (let i = 0; i < steps; i++) {
     const v = await engine.velocity(x, i / steps);
     const ahead = await engine.velocity(x.map((a, j) => a + v[j] / steps), (i + 1) / steps);

@@ -1,7 +1,7 @@
 // New pictures from two priors, fed with the same noise.
 import { newestOnly } from "../engine.js";
 import { element, paint } from "../paint.js";
-import { carried, normals, standard } from "../prior.js";
+import { normals, sampleFlow, sampleNormal } from "../prior.js";
 
 const COUNT = 6;
 const $ = (id) => document.getElementById(id);
@@ -19,8 +19,8 @@ export function showSamples({ engine, facts, latent }) {
     }
     return column;
   };
-  const columns = [column("from-standard", "N(0, I)", standard),
-    column("from-learned", "the learned prior", (eps, temperature) => carried(engine, facts, eps, temperature))];
+  const columns = [column("from-standard", "N(0, I)", sampleNormal),
+    column("from-learned", "the learned prior", (eps, temperature) => sampleFlow(engine, facts, eps, temperature))];
   const draw = newestOnly(async () => {
     const temperature = +$("temperature").value, eps = normals(COUNT * D, seed);
     for (const column of columns) {

@@ -1,7 +1,7 @@
 // Which dimensions of a linear VAE are active? Those whose eigenvalue is above βs². The bars are the eigenvalues of the page's data.
 import { COLORS, line, slider, svg } from "./plot.js";
 
-const EIGENVALUES = [4, 2.4, 1.4, 0.8, 0.45, 0.26, 0.24, 0.12, 0.07, 0.04, 0.02, 0.01];
+export const EIGENVALUES = [4, 2.4, 1.4, 0.8, 0.45, 0.26, 0.24, 0.12, 0.07, 0.04, 0.02, 0.01];
 const WIDTH = 640, BOTTOM = 254, LOW = 0.005, HIGH = 8;                     // of the plot, and of its logarithmic axis
 const y = (v) => 10 + (BOTTOM - 10) * Math.log(HIGH / Math.max(LOW, v)) / Math.log(HIGH / LOW);
 const variance = (at) => HIGH * (LOW / HIGH) ** ((at - 10) / (BOTTOM - 10));
