@@ -79,7 +79,7 @@ def use_style():
 
 # %% ../nbs/plots.ipynb #f4dab35f
 def grid(
-    images: torch.Tensor, # (M,3,H,W) or (M,1,H,W): uint8 in [0,255], or float in [-1,1] (values outside are clipped)
+    images: torch.Tensor, # (M,3,H,W) or (M,1,H,W): uint8 in [0,255], or float in [-1,1] (clipped; NaN is black)
     columns: int = 8,     # images in a row
     pad: int = 2,         # white pixels between images
 ) -> Image.Image:         # one picture, row by row
@@ -89,7 +89,7 @@ def grid(
     if not (images.dtype == torch.uint8 or images.is_floating_point()):
         raise ValueError(f"grid: expected uint8 or float images, got {images.dtype}")
     images = images.detach().cpu()
-    pixels = images / 255 if images.dtype == torch.uint8 else images.float().clamp(-1, 1) / 2 + 0.5
+    pixels = images / 255 if images.dtype == torch.uint8 else images.float().nan_to_num(-1).clamp(-1, 1) / 2 + 0.5
     if len(pixels) > 1: wall = make_grid(pixels, nrow=columns, padding=pad, pad_value=1.0)
     else: wall = torch.nn.functional.pad(pixels[0].expand(3, -1, -1), [pad] * 4, value=1.0)  # make_grid leaves out its card
     return Image.fromarray(np.uint8(wall.permute(1, 2, 0).numpy() * 255 + 0.5))
