@@ -239,6 +239,22 @@ class SourceUnderItsName:
             cells[at:at] = [docs[name] for name in defined if name in docs]
 
 
+class Asserted:
+    "For nbdev, too: after a cell whose `# checks:` names equations of its page, links to them."
+    def __init__(self, nb):
+        self.nb = nb
+
+    def begin(self):
+        from fastcore.nbio import mk_cell
+        cells = self.nb.cells
+        here = set(re.findall(r"\{#(eq-[\w-]+)", "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")))
+        for at in reversed(range(len(cells))):
+            names = re.search(r"^# checks: (.+)", cells[at].source, re.M) if cells[at].cell_type == "code" else None
+            links = [f"([-@{name}])" for name in re.findall(r"eq-[\w-]+", names[1]) if name in here] if names else []
+            if links:
+                cells.insert(at + 1, mk_cell(f"[this asserts {', '.join(links)}]{{.asserted}}", "markdown"))
+
+
 def documents(cell):
     "The name of the function, class or method that a cell documents, or None."
     found = re.search(r"^show_doc\((?:\w+\.)*(\w+)\)", cell.source, re.M)

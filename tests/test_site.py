@@ -181,6 +181,14 @@ def test_names_stand_above_their_source_and_in_the_contents(processed):
     assert "Exported source" not in "".join(text for _, text, *_ in cells)
 
 
+def test_a_check_leads_to_the_equations_of_its_page(processed):
+    cells = processed["model/01_distributions"]
+    after = [follows[1] for (kind, text, *_), follows in zip(cells, cells[1:]) if kind == "code" and "# checks: eq-" in text]
+    labels = set(re.findall(r"\{#(eq-[\w-]+)", "".join(text for kind, text, *_ in cells if kind == "markdown")))
+    assert after and all(line.endswith("{.asserted}") for line in after)
+    assert {name for line in after for name in re.findall(r"\(\[-@(eq-[\w-]+)\]\)", line)} <= labels
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_nbdev_and_quarto_can_build_a_page(page):
     "nbdev looks at the cell after one that exports; Quarto refuses an option that is given twice."
