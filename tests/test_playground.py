@@ -94,6 +94,14 @@ def test_the_models_of_the_beta_slider_are_those_of_the_record():
         assert (MODEL / "beta" / f"{row['decoder']}.onnx").stat().st_size == row["bytes"]
 
 
+def test_the_card_says_what_was_measured():
+    card = (PAGE.parents[1] / "vae_nb/weights/scenes/README.md").read_text(encoding="utf-8")
+    record = json.loads((RECORDS / "playground_cpu.json").read_text())
+    sizes = {name: f"{name} {(MODEL / f'{name}.onnx').stat().st_size / 1e6:.1f} MB" for name in ("encoder", "decoder", "prior")}
+    assert all(size in card for size in sizes.values())
+    assert f"decoded in {1000 / record['decodes_per_second']:.0f} ms" in card
+
+
 def test_the_whole_page_is_small():
     need_engine()
     published = [path for path in PAGE.rglob("*") if path.is_file() and "node_modules" not in path.parts]
