@@ -270,7 +270,7 @@ def vae_fit_prior(
 def vae_export(
     run: str,               # run folder, .safetensors file, packaged model, repository on the Hub
     out: str = "exported",  # folder to write
-    onnx: bool = False,     # also write encoder.onnx and decoder.onnx
+    onnx: bool = False,     # also write encoder, decoder and flow prior as .onnx
 ):
     "Write a model for others: weights in 16 bits, its card and its prior, and ONNX if asked for."
     from vae_nb.export import export_onnx, load_pretrained, save_pretrained
