@@ -1,6 +1,6 @@
 r"""How fast does the decoder run in a browser? The playground in headless Chromium, served from this machine.
 
-    npm ci --prefix nbs/playground; pip install playwright
+    npm ci --prefix nbs/playground
     python benchmarks/playground.py                     a minute on a quiet machine
 
 The processor's engine (WebAssembly, one thread), as a page of a static host has it. playground_cpu.json has the time to the first

@@ -139,7 +139,7 @@ def browser(request):
     "Chromium; parametrized indirectly: with these flags."
     if not playground.CHROMIUM: pytest.skip("chromium is not installed")
     need_engine()
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    from playwright import sync_api
     with sync_api.sync_playwright() as playwright:
         flags = ["--no-sandbox", *getattr(request, "param", [])]
         chromium = playwright.chromium.launch(executable_path=playground.CHROMIUM, args=flags)

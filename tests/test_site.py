@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import house
 import pytest
@@ -209,7 +210,8 @@ def test_every_page_is_processed(tmp_path):
         shutil.copy(house.ROOT / name, copy)
     steps = yaml.safe_load((house.ROOT / ".github/workflows/docs.yaml").read_text(encoding="utf-8"))["jobs"]["build"]["steps"]
     [given] = [step["env"] for step in steps if step.get("run") == "nbdev-docs"]
-    done = subprocess.run(["nbdev-proc-nbs", "--n-workers", "2"], cwd=copy, capture_output=True, text=True,
+    command = Path(sys.executable).with_name("nbdev-proc-nbs")   # the environment need not be on the PATH
+    done = subprocess.run([command, "--n-workers", "2"], cwd=copy, capture_output=True, text=True,
                           env=house.plain_environment(**given))
     assert done.returncode == 0, done.stderr[-2000:]
     pages = {page.relative_to(copy / "_proc").as_posix(): json.loads(page.read_text(encoding="utf-8"))["cells"]
@@ -330,12 +332,12 @@ WIDTHS = """all => Promise.all([document.fonts.ready]).then(() => all.map(([labe
 @pytest.fixture(scope="module")   # two of Playwright's at a time do not go
 def widths(katex_folder, tmp_path_factory):
     "A function that gives the width in pixels of equations (label, TeX), as KaTeX lays them out in Chromium."
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    from playwright import sync_api
     if not CHROMIUM: pytest.skip("chromium is not installed")
     folder, dist = tmp_path_factory.mktemp("katex"), katex_folder / "node_modules/katex/dist"
     (folder / "page.html").write_text(f"<!doctype html><link rel='stylesheet' href='{dist}/katex.min.css'><script src='{dist}/"
                                       f"katex.min.js'></script><style>body {{ font: {EM}px sans-serif; width: 9000px }}</style>")
-    with playwright.sync_playwright() as p:
+    with sync_api.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page()
         page.goto((folder / "page.html").as_uri())
