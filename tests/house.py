@@ -5,6 +5,7 @@ python tests/house.py readme      write README.md from nbs/index.ipynb
 python tests/house.py notebooks   run every notebook, but for cells that need a file which is not at hand
 python tests/house.py colab       let every notebook begin with the cell that installs the package where it is missing
 python tests/house.py llms        write nbs/llms.txt from the titles and summaries of the pages
+python tests/house.py links _docs let the pages for machines on the built site lead to each other, not to notebooks
 python tests/house.py card        draw the picture that a link to the site shows, and the site's icon, by the model that is ready
 """
 import ast
@@ -297,9 +298,21 @@ def llms(root=ROOT):
         if not found:
             raise ValueError(f"{page}: expected a title and one line of summary, # Title, > summary; got {opening[:2]}")
         title, summary = found.groups()
-        name = re.sub(r"(^|/)\d+[a-zA-Z0-9]*_", r"\1", page).replace(".ipynb", ".html.md")   # nbdev drops the number
-        lines.append(f"- [{title}]({said['Documentation']}/{name}): {summary}")
+        lines.append(f"- [{title}]({said['Documentation']}/{for_machines(page)}): {summary}")
     return "\n".join(lines) + "\n"
+
+
+def for_machines(page):
+    "The address of a notebook's page in Markdown: nbdev drops the number."
+    return re.sub(r"(^|/)\d+[a-zA-Z0-9]*_", r"\1", page).replace(".ipynb", ".html.md")
+
+
+def link_machines(site):
+    "In every page for machines of a built site, links to notebooks become links to their pages for machines."
+    for path in Path(site).rglob("*.html.md"):
+        text = path.read_text(encoding="utf-8")
+        text = re.sub(r"(?<=\]\()(?!\w+:)[^)\s]+\.ipynb(?=[)#])", lambda link: for_machines(link[0]), text)
+        path.write_text(text, encoding="utf-8")
 
 
 def card(root=ROOT):
@@ -382,6 +395,8 @@ if __name__ == "__main__":
         sys.exit(let_colab_install())
     if command == ["card"]:
         sys.exit(card())
+    if command[:1] == ["links"] and len(command) == 2:
+        sys.exit(link_machines(command[1]))
     if command == ["llms"]:
         sys.exit((ROOT / "nbs/llms.txt").write_text(llms(), encoding="utf-8") and None)
     if command != ["readme"]:

@@ -253,6 +253,14 @@ def test_machines_are_told_of_every_page():
     assert not any(re.search(r"/\d", line.split("): ")[0]) for line in lines)
 
 
+def test_pages_for_machines_lead_to_each_other(tmp_path):
+    page = tmp_path / "vae.html.md"
+    kept = "[a](https://github.com/x/01_a.ipynb) [b](02_b.png) `x.ipynb`"
+    page.write_text(f"[l](../loss/01_objective.ipynb#units) [m](02_layers.ipynb) {kept}", encoding="utf-8")
+    house.link_machines(tmp_path)
+    assert page.read_text(encoding="utf-8") == f"[l](../loss/objective.html.md#units) [m](layers.html.md) {kept}"
+
+
 def test_a_link_to_the_site_shows_a_picture():
     site = QUARTO["website"]
     assert site["open-graph"]["image"] == site["twitter-card"]["image"]
@@ -379,7 +387,7 @@ def test_a_workflow_follows_the_schema_of_github(path):
 def test_workflows_do_what_they_are_for():
     text = {path.stem: path.read_text(encoding="utf-8") for path in WORKFLOWS}
     assert re.search(r"quarto-actions/setup@v\d\n +with:\n +version: \"\d+\.\d+\.\d+\"", text["docs"])
-    steps = ("npm ci --prefix nbs/playground", "house.py llms", "nbdev-docs", "deploy-pages")
+    steps = ("npm ci --prefix nbs/playground", "house.py llms", "nbdev-docs", "house.py links", "deploy-pages")
     order = [text["docs"].index(step) for step in steps]
     assert order == sorted(order)
     assert "schedule:" in text["nightly"] and "make test-all" in text["nightly"]
