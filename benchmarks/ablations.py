@@ -34,7 +34,7 @@ from vae_nb.model.vae import PRESETS, VAE, costs
 from vae_nb.train.config import Config
 from vae_nb.train.loop import learning_rate
 
-DEFAULT = PRESETS["default"]
+DEFAULT, REFERENCE = PRESETS["default"], PRESETS["reference"]
 FULL = dict(network=DEFAULT, lpips=True, beta=0.02, schedule="warmup", squared=False)
 ARMS = {  # name: (what is changed, the arm)
     "default": ("the default preset, L1 + LPIPS + 0.02 KL, KL warm-up during the first quarter", FULL),
@@ -49,6 +49,9 @@ ARMS = {  # name: (what is changed, the arm)
 ON_REQUEST = {
     "wider": ("no residual blocks at half resolution, 336 channels instead of 256: 4 % more multiplications than the default",
               FULL | dict(network=replace(DEFAULT, half_res_channels=0, widths=(336,)))),
+    "reference": ("the reference preset", FULL | dict(network=REFERENCE)),
+    "reference_16": ("the reference preset, GroupNorm in groups of 16 channels as in the default",
+                     FULL | dict(network=replace(REFERENCE, group_size=16))),
 }
 GALLERY = {  # one run each
     "no_norm": ("no GroupNorm anywhere", FULL | dict(without="norm")),
