@@ -175,6 +175,16 @@ def settled(page):
     page.wait_for_function("playground.shown && playground.shown.every((v, i) => v === playground.latent.z[i])")
 
 
+def decoded(page) -> np.ndarray:  # (S,S,3)
+    "What PyTorch makes of the page's current z."
+    import torch
+
+    from vae_nb.export import load_pretrained
+    model, z = load_pretrained("scenes"), torch.tensor(page.evaluate("Array.from(playground.latent.z)"))
+    with torch.no_grad(): x_hat = model.decode(z.view(1, *model.latent_shape))[0]
+    return ((x_hat.clamp(-1, 1) + 1) * 127.5).round().permute(1, 2, 0).numpy()
+
+
 @pytest.mark.slow
 def test_the_playground_in_chromium(browser, served, tmp_path):
     page, complaints, hosts = opened(browser, served)
@@ -189,14 +199,15 @@ def test_the_playground_in_chromium(browser, served, tmp_path):
     page.locator("#factor-floor_hue").focus()
     for _ in range(3): page.keyboard.press("PageUp")         # a slider, by keyboard
     settled(page)
-    assert np.abs(pixels(page) - before).mean() > 2
+    assert np.abs(pixels(page) - before).mean() > 2 and np.abs(pixels(page) - decoded(page)).max() <= 2
     before = pixels(page)
     page.locator("#directions input").first.evaluate("s => { s.value = +s.value + 3; s.dispatchEvent(new Event('input')); }")
     settled(page)
-    assert np.abs(pixels(page) - before).max() > 5
+    assert np.abs(pixels(page) - before).max() > 5 and np.abs(pixels(page) - decoded(page)).max() <= 2
     page.locator("#draw").click()                            # a sample, chosen
     page.locator("#from-learned button").first.click()
     settled(page)
+    assert np.abs(pixels(page) - decoded(page)).max() <= 2
     page.locator("#set-b").click()                           # a path
     page.locator("#path").evaluate("s => { s.value = 1; s.dispatchEvent(new Event('input')); }")
     page.wait_for_function("document.getElementById('path-value').textContent === '1.00'")
@@ -280,6 +291,11 @@ def test_the_learned_prior_carries_noise_as_pytorch_does(browser, served):
 def test_the_page_fits_its_window(browser, served, width, scheme):
     page, complaints, _ = opened(browser, served, viewport=dict(width=width, height=900), color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    ground = "getComputedStyle(document.body).backgroundColor"
+    assert page.evaluate(ground) == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 24, 27)"}[scheme]
+    other = {"light": "alternate", "dark": "default"}[scheme]        # what the toggle of the site keeps
+    page.evaluate("choice => { localStorage.setItem('quarto-color-scheme', choice); setTheme(); }", other)
+    assert page.evaluate(ground) == {"light": "rgb(20, 24, 27)", "dark": "rgb(255, 255, 255)"}[scheme]
     assert not complaints
 
 

@@ -109,9 +109,10 @@ def main(
 ):
     "Write the model files of the playground."
     if run == "scenes" and not note:
-        about = json.loads((RECORDS / "ready_model.json").read_text(encoding="utf-8"))["training"]
-        note = (f"Trained for {about['config']['epochs']} epochs on {about['train']:,} rendered scenes with L1, LPIPS and KL: "
-                f"{about['summary']['psnr_val']:.1f} dB on held-out ones.")
+        record = json.loads((RECORDS / "ready_model.json").read_text(encoding="utf-8"))
+        about, psnr = record["training"], record["reconstruction"]["psnr"][0]
+        note = (f"Trained for {about['config']['epochs']} epochs on {about['train']:,} rendered scenes with L1, LPIPS and KL. "
+                f"Reconstructions of {record['n']} unseen ones, from the posterior means: {psnr:.1f} dB.")
     out = Path(out) if out else Path(__file__).parent / "model"
     out.mkdir(parents=True, exist_ok=True)
     model = load_pretrained(run).to(memory_format=torch.contiguous_format)

@@ -35,11 +35,12 @@ export function showFactors({ facts, latent }) {
       format: degrees ? (v) => `${v.toFixed(0)}°`.replace("-", "−") : (v) => v.toFixed(2), onInput: change });
     if (f.kind === "hue") control.input.style.background = hueRamp(f.name);
     if (control.input) control.input.id = `factor-${f.name}`;
-    control.node.title = `read from z by a linear map, R² ${f.r2} on held-out scenes`;
     document.getElementById("factors").append(control.node);
     latent.onChange((z, from) => {
       if (facts.factors.some((other) => other.name === from)) return;   // the sliders hold what they were set to
       control.show(values[f.name] = facts.readFactor(z, f));
     });
   }
+  document.getElementById("factors-note").textContent = "Where the sliders stand is read from z by a linear map. R² on held-out " +
+    `scenes: ${facts.factors.map((f) => `${NAMES[f.name] ?? f.name} ${f.r2.toFixed(2)}`).join(", ")}.`;
 }

@@ -60,5 +60,6 @@ export function showKL(page) {
   latent.onChange((z, from) => { if (from !== "kl") chosen.follow(z); if (from === null) pick(picked); });
   new ResizeObserver(draw).observe(canvas);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  addEventListener("storage", draw);
   return { ready() {} };
 }

@@ -1,6 +1,6 @@
 // The bound on a world of two pixels: x lies near a curve f(z), and q(z) = N(mean, std²) is yours to move.
 // ELBO + KL(q ‖ p(z|x)) = log p(x), whatever q is. All integrals by the trapezoid rule, nats.
-import { COLORS, Plot, gaussian, line, slider, svg } from "./plot.js";
+import { COLORS, Plot, gaussian, line, slider, svg, widthOf } from "./plot.js";
 
 const NOISE = 0.35, X = [0.45, 0.8];
 const f = (z) => [1.3 * Math.sin(1.9 * z), 0.7 * z];
@@ -24,18 +24,19 @@ export function terms(mean, std) {
 
 // A bar from log p(x) down: what of it is gap, and where the ELBO lies.
 function drawBar(root) {
-  const area = svg("svg", { viewBox: "0 0 640 70", role: "img", "aria-label": "ELBO and gap add up to log p(x)",
+  const width = widthOf(root);
+  const area = svg("svg", { viewBox: `0 0 ${width} 70`, role: "img", "aria-label": "ELBO and gap add up to log p(x)",
     style: "width:100%;height:auto;background:#fff;border-radius:4px" });
   root.append(area);
-  const low = -16, x = (v) => 20 + (600 * (Math.max(low, v) - low)) / (logP - low);
+  const low = -16, x = (v) => 20 + ((width - 40) * (Math.max(low, v) - low)) / (logP - low);
   return ({ elbo, gap }) => area.replaceChildren(
     svg("rect", { x: x(low), y: 12, width: x(elbo) - x(low), height: 26, fill: COLORS.elbo }),
     svg("rect", { x: x(elbo), y: 12, width: Math.max(0, x(logP) - x(elbo)), height: 26, fill: COLORS.truePosterior }),
     svg("text", { x: 20, y: 60, "font-size": 16, fill: COLORS.elbo, "font-weight": 600 }, `ELBO ${elbo.toFixed(2)}`.replace("-", "−")),
-    svg("text", { x: 320, y: 60, "font-size": 16, fill: COLORS.truePosterior, "text-anchor": "middle", "font-weight": 600 },
+    svg("text", { x: 0.47 * width, y: 60, "font-size": 16, fill: COLORS.truePosterior, "text-anchor": "middle", "font-weight": 600 },
       `+ gap ${gap.toFixed(2)}`),
-    svg("text", { x: 620, y: 60, "font-size": 16, fill: COLORS.logP, "text-anchor": "end", "font-weight": 600 },
-      `= log p(x) ${logP.toFixed(2)} nats`.replace("-", "−")));
+    svg("text", { x: width - 20, y: 60, "font-size": 16, fill: COLORS.logP, "text-anchor": "end", "font-weight": 600 },
+      `= log p(x) ${logP.toFixed(2)}${width < 500 ? "" : " nats"}`.replace("-", "−")));
 }
 
 export function mount(root) {

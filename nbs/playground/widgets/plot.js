@@ -12,12 +12,15 @@ export function svg(tag, attributes = {}, ...children) {
 
 export const gaussian = (z, mean, std) => Math.exp(-0.5 * ((z - mean) / std) ** 2) / (std * Math.sqrt(2 * Math.PI));
 
+// As wide as its place, so that 15 px of type are 15 px on a phone, too.
+export const widthOf = (root) => Math.max(320, Math.min(640, root.clientWidth || 640));
+
 // A frame for densities over z in [-limit, limit]; heights above `top` leave the frame.
 export class Plot {
-  constructor(root, { limit = 4, top = 1.2, label, width = 640, height = 260 }) {
+  constructor(root, { limit = 4, top = 1.2, label, width = widthOf(root), height = 260 }) {
     Object.assign(this, { limit, top, width, height, bottom: height - 26 });
     this.svg = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label,
-      style: "width:100%;height:auto;background:#fff;border-radius:4px;touch-action:none" });
+      style: "width:100%;height:auto;background:#fff;border-radius:4px" });
     const axis = svg("line", { x1: 0, x2: width, y1: this.bottom, y2: this.bottom, stroke: "#888" });
     const ticks = [...Array(2 * limit + 1).keys()].map((i) => i - limit).filter((t) => Math.abs(t) < limit).map((t) =>
       svg("text", { x: this.x(t), y: height - 7, "text-anchor": "middle", "font-size": 15, fill: "#555" }, `${t}`.replace("-", "−")));
@@ -46,16 +49,22 @@ export class Plot {
 
   // A point to drag: onMove is given its place (z, density).
   handle(color, onMove) {
-    const dot = svg("circle", { r: 11, fill: color, stroke: "#fff", "stroke-width": 3, style: "cursor:grab" });
-    this.svg.append(dot);
-    dot.addEventListener("pointerdown", (event) => { dot.setPointerCapture(event.pointerId); event.preventDefault(); });
-    dot.addEventListener("pointermove", (event) => {
-      if (!dot.hasPointerCapture(event.pointerId)) return;
+    const dot = svg("circle", { r: 11, fill: color, stroke: "#fff", "stroke-width": 3 });
+    const grip = svg("circle", { r: 24, fill: "transparent", style: "cursor:grab;touch-action:none" });   // room for a finger
+    this.svg.append(dot, grip);
+    grip.addEventListener("pointerdown", (event) => { grip.setPointerCapture(event.pointerId); event.preventDefault(); });
+    grip.addEventListener("pointermove", (event) => {
+      if (!grip.hasPointerCapture(event.pointerId)) return;
       const box = this.svg.getBoundingClientRect();
       const across = (event.clientX - box.left) / box.width, down = ((event.clientY - box.top) / box.height) * this.height;
       onMove((2 * across - 1) * this.limit, ((this.bottom - down) / (this.bottom - 10)) * this.top);
     });
-    return (z, p) => { dot.setAttribute("cx", this.x(z)); dot.setAttribute("cy", Math.max(10, this.y(p))); };
+    return (z, p) => {
+      for (const circle of [dot, grip]) {
+        circle.setAttribute("cx", this.x(z));
+        circle.setAttribute("cy", Math.max(10, this.y(p)));
+      }
+    };
   }
 }
 
@@ -63,7 +72,7 @@ export class Plot {
 export function slider(root, label, min, max, onInput) {
   const row = document.createElement("label"), name = document.createElement("span"), value = document.createElement("output");
   const input = Object.assign(document.createElement("input"), { type: "range", min, max, step: 0.01 });
-  row.style.cssText = "display:grid;grid-template-columns:9rem 1fr 3.5rem;gap:.6rem;align-items:center;font-size:.9rem";
+  row.style.cssText = "display:grid;grid-template-columns:minmax(5.5rem,9rem) 1fr 3.5rem;gap:.6rem;align-items:center;font-size:.9rem";
   value.style.cssText = "text-align:right;font-variant-numeric:tabular-nums";
   name.textContent = label;
   input.addEventListener("input", () => onInput(+input.value));

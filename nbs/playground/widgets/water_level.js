@@ -1,11 +1,10 @@
 // Which dimensions of a linear VAE are active? Those whose eigenvalue is above βs². The bars are the eigenvalues of the page's data.
-import { COLORS, line, slider, svg } from "./plot.js";
+import { COLORS, line, slider, svg, widthOf } from "./plot.js";
 
 export const EIGENVALUES = [4, 2.4, 1.4, 0.8, 0.45, 0.26, 0.24, 0.12, 0.07, 0.04, 0.02, 0.01];
-const WIDTH = 640, BOTTOM = 254, LOW = 0.005, HIGH = 8;                     // of the plot, and of its logarithmic axis
+const BOTTOM = 254, LOW = 0.005, HIGH = 8;                                   // of the plot, and of its logarithmic axis
 const y = (v) => 10 + (BOTTOM - 10) * Math.log(HIGH / Math.max(LOW, v)) / Math.log(HIGH / LOW);
 const variance = (at) => HIGH * (LOW / HIGH) ** ((at - 10) / (BOTTOM - 10));
-const x = (j) => 56 + 47.5 * j;
 
 // The optimum for noise variance s² and a weight beta: nats of each dimension, and the squared error that remains.
 export function optimum(beta, s) {
@@ -16,23 +15,25 @@ export function optimum(beta, s) {
 }
 
 // Bars, a line to drag and an axis, drawn anew for every level.
-function draw(area, { level, nats }) {
+function draw(area, width, { level, nats }) {
+  const step = (width - 70) / EIGENVALUES.length, x = (j) => 56 + step * j, bar = 0.76 * step, type = width < 500 ? 11 : 14;
   const bars = EIGENVALUES.flatMap((lambda, j) => [
-    svg("rect", { x: x(j), y: y(Math.min(lambda, level)), width: 36, height: BOTTOM - y(Math.min(lambda, level)), fill: COLORS.reconstruction }),
-    svg("rect", { x: x(j), y: y(lambda), width: 36, height: Math.max(0, y(level) - y(lambda)), fill: COLORS.kl }),
-    svg("text", { x: x(j) + 18, y: BOTTOM + 18, "text-anchor": "middle", "font-size": 14, fill: nats[j] ? COLORS.kl : "#555" },
+    svg("rect", { x: x(j), y: y(Math.min(lambda, level)), width: bar, height: BOTTOM - y(Math.min(lambda, level)), fill: COLORS.reconstruction }),
+    svg("rect", { x: x(j), y: y(lambda), width: bar, height: Math.max(0, y(level) - y(lambda)), fill: COLORS.kl }),
+    svg("text", { x: x(j) + bar / 2, y: BOTTOM + 18, "text-anchor": "middle", "font-size": type, fill: nats[j] ? COLORS.kl : "#555" },
       nats[j].toFixed(2))]);
   const ticks = [0.01, 0.1, 1].map((v) => svg("text", { x: 46, y: y(v) + 5, "text-anchor": "end", "font-size": 14, fill: "#555" }, v));
-  const water = svg("line", { x1: 52, x2: WIDTH - 14, y1: y(level), y2: y(level), stroke: "#111", "stroke-width": 2 });
+  const water = svg("line", { x1: 52, x2: width - 14, y1: y(level), y2: y(level), stroke: "#111", "stroke-width": 2 });
   const words = [["above: nats are spent", COLORS.kl], ["below: stays as error", "#B4530A"]].map(([name, fill], i) =>
-    svg("text", { x: WIDTH - 14, y: 24 + 21 * i, "text-anchor": "end", "font-size": 16, "font-weight": 600, fill }, name));
+    svg("text", { x: width - 14, y: 24 + 21 * i, "text-anchor": "end", "font-size": 16, "font-weight": 600, fill }, name));
   const foot = svg("text", { x: 46, y: BOTTOM + 18, "text-anchor": "end", "font-size": 14, fill: "#555" }, "nats");
   area.replaceChildren(...bars, ...ticks, water, ...words, foot);
 }
 
 export function mount(root) {
   const state = { beta: 1, s: 0.5 };
-  const area = svg("svg", { viewBox: `0 0 ${WIDTH} 280`, role: "img", "aria-label": "twelve eigenvalues and the level beta s squared",
+  const width = widthOf(root);
+  const area = svg("svg", { viewBox: `0 0 ${width} 280`, role: "img", "aria-label": "twelve eigenvalues and the level beta s squared",
     style: "width:100%;height:auto;background:#fff;border-radius:4px;touch-action:pan-y;cursor:ns-resize" });
   root.append(area);
   const text = line(root);
@@ -48,7 +49,7 @@ export function mount(root) {
     Object.assign(state, change);
     state.beta = Math.max(0.1, Math.min(20, state.beta));
     const found = optimum(state.beta, state.s);
-    draw(area, found);
+    draw(area, width, found);
     showBeta(state.beta);
     showS(state.s);
     text.textContent = `βs² = ${found.level.toFixed(3)}: ${found.active} of 12 dimensions are active and carry ` +
