@@ -29,6 +29,9 @@ def missing(thing):
     "What it does not say."
     if not inspect.getdoc(thing):
         yield "a docstring"
+    for name, method in inspect.getmembers(thing, inspect.isfunction) if inspect.isclass(thing) else ():
+        if name in vars(thing) and name[0] != "_" and name != "forward" and not inspect.getdoc(method):
+            yield f"a docstring of {name}"
     if inspect.isclass(thing) and "__init__" not in vars(thing) and not hasattr(thing, "__dataclass_fields__"):
         return
     said = docments(thing, full=True)
@@ -40,6 +43,10 @@ def missing(thing):
             yield f"the shape of {name}"
         elif not text and "vae_nb." not in kind:
             yield f"what {name} is"
+    if inspect.isfunction(thing):
+        given = said.get("return") or {}
+        if "Tensor" in str(given.get("anno")) and not SHAPE.search(given.get("docment") or ""):
+            yield "the shape of what it returns"
 
 
 def short():
@@ -57,6 +64,14 @@ def test_the_rule_finds_what_is_missing():
              seed: int):
         "Does something."
     assert list(missing(half)) == ["the shape of x", "what seed is"]
+    def whole(x: Tensor,        # (B,D)
+              ) -> Tensor:      # nats
+        "Does something."
+    assert list(missing(whole)) == ["the shape of what it returns"]
+    class Holder:
+        "Holds."
+        def get(self): return 1
+    assert list(missing(Holder)) == ["a docstring of get"]
     assert len(dict(public())) > 200
 
 

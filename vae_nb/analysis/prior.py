@@ -80,7 +80,7 @@ def aggregate_moments(
 def gaussian_kl_to_standard(
     mean: Tensor,        # (D,)
     covariance: Tensor,  # (D,D) positive definite
-) -> Tensor:             # nats, summed over all dimensions
+) -> Tensor:             # scalar: nats, summed over all dimensions
     "KL(N(mean, covariance) || N(0, I)); the correlations count."
     D = len(mean)
     return 0.5 * (covariance.trace() + mean @ mean - D - torch.logdet(covariance))
@@ -147,6 +147,7 @@ class Prior(nn.Module):
         return self.draw(n, generator, temperature).unflatten(1, self.latent_shape)
 
     def draw(self, n, generator, temperature):
+        "n latents, flat: (n,D). What `sample` calls once its arguments are checked."
         return self.mean + temperature * self.coordinates(n, generator)
 
     def log_prob(self,
@@ -268,6 +269,7 @@ class FlowPrior(Prior):
         return (y / self.std).view(z.shape)
 
     def unstandardize(self, y):                               # (B,*latent_shape)
+        "Back to the place and scale of the latents."
         z = y.flatten(1) * self.std
         return self.mean + (z if self.axes is None else z @ self.axes.T)
 

@@ -360,7 +360,7 @@ def read_images(
 def split(
     names: list,  # of the images
     fraction: float = 0.05,  # of the images that are held out, in [0,1); 0 holds out none
-) -> tuple[LongTensor, LongTensor]:  # indices for training, for validation
+) -> tuple[LongTensor, LongTensor]:  # (n,), (m,): indices for training, for validation
     """A split by the hash of each name, so that adding files moves no image to the other side
 
     With two images or more each side has at least one: should the hashes leave one side empty,

@@ -32,7 +32,7 @@ def normal(
     shape: tuple, # of the result
     like: Tensor, # (any shape) decides device and type
     generator: torch.Generator = None, # of any device; None is torch's own
-) -> Tensor: # standard normal numbers, drawn on the device of the generator
+) -> Tensor: # (shape) standard normal numbers, drawn on the device of the generator
     "Draws from N(0, 1) that are the same on every device for a generator on the CPU"
     device = like.device if generator is None else generator.device
     return torch.randn(shape, generator=generator, device=device).to(like)

@@ -103,7 +103,7 @@ def to_device_if_fits(
     images: Tensor,  # (M,3,S,S) uint8
     device: torch.device,  # where they are wanted
     free: int = None,  # bytes free on the device; None: ask it
-) -> Tensor:         # on the device if that leaves half of its free memory, else the same tensor
+) -> Tensor:         # same shape, on the device if that leaves half of its free memory, else the same tensor
     "Move the images to the device if they fit well."
     if device.type in ("cpu", images.device.type):
         return images
@@ -162,6 +162,7 @@ class CUDAGraphStep:
         return terms
 
     def record(self, inputs):
+        "Capture one step as a CUDA graph."
         self.inputs, self.graph = [tensor.clone() for tensor in inputs], torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.terms = self.step(*self.inputs)

@@ -26,13 +26,33 @@ class SingleProcess:
     @property
     def is_main_process(self): return self.rank == 0
 
-    def wrap(self, model): return model
-    def shard(self, rows): return rows
-    def no_sync(self, more_to_come): return nullcontext()
-    def all_reduce_mean(self, terms): return terms
-    def all_reduce_any(self, flag): return flag
-    def broadcast(self, value): return value
-    def barrier(self): self.all_reduce_any(False)
+    def wrap(self, model):
+        "The model as the loop calls it."
+        return model
+
+    def shard(self, rows):
+        "This process's share of a batch: (B,...) -> (B/world_size,...)."
+        return rows
+
+    def no_sync(self, more_to_come):
+        "A context in which gradients stay here, if more parts of the batch are to come."
+        return nullcontext()
+
+    def all_reduce_mean(self, terms):
+        "A dict of 0-d tensors, means over this share -> means over the batch."
+        return terms
+
+    def all_reduce_any(self, flag):
+        "Does any process say so?"
+        return flag
+
+    def broadcast(self, value):
+        "What process 0 has, on every process; anything that can be pickled."
+        return value
+
+    def barrier(self):
+        "Wait until all processes are here."
+        self.all_reduce_any(False)
 
 
 SINGLE = SingleProcess()

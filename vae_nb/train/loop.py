@@ -101,7 +101,7 @@ def noise(
     step: int,       # steps done
     shape: tuple,    # (B,*latent_shape)
     device: torch.device,  # where it is drawn
-) -> Tensor:         # standard normal
+) -> Tensor:         # (B,*latent_shape) standard normal
     "The noise of a step: a function of (seed, step)."
     generator = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
     return torch.randn(shape, device=device, generator=generator)
@@ -270,10 +270,14 @@ def mean_image_psnr(
 # %% ../../nbs/train/02_loop.ipynb #5ce4e609
 class Reporter:
     "What `fit` tells about its work. This one keeps it to itself."
-    def step(self, state: TrainState, terms: dict): pass  # after every step
-    def row(self, step: int, numbers: dict): pass         # numbers for the log
-    def draw(self, state: TrainState): pass               # time for pictures
-    def save(self, state: TrainState, held_out: dict): pass   # time for a checkpoint
+    def step(self, state: TrainState, terms: dict):
+        "After every step; terms are 0-d tensors on the device."
+    def row(self, step: int, numbers: dict):
+        "Floats for the log."
+    def draw(self, state: TrainState):
+        "Time for pictures."
+    def save(self, state: TrainState, held_out: dict):
+        "Time for a checkpoint; held_out: means over the held-out images, or None."
 
 # %% ../../nbs/train/02_loop.ipynb #38c0a6e4
 def prepare_step(
