@@ -262,7 +262,8 @@ def mean_image_psnr(
     val: Tensor,     # (n,) indices of the images to compare with
 ) -> float:          # decibels, mean over the held-out images
     "PSNR of the mean training image: what a model without a latent could reach."
-    sums = [to_float(images[part]).sum(0, dtype=torch.float64) for part in train.split(512)]
+    sums = [to_float(images[part]).sum(0, dtype=torch.float64)
+            for part in train.split(512)]
     mean = (sum(sums) / len(train)).float()
     parts = [to_float(images[part]) for part in val.split(512)]
     return torch.cat([psnr(x, mean.expand_as(x)) for x in parts]).mean().item()
@@ -290,17 +291,19 @@ def prepare_step(
     config, device = state.config, state.device
     parts = config.accumulate * process.world_size
     if parts > 1 and getattr(objective, "free_bits", 0):
-        raise ValueError(f"free_bits: expected 0 for a batch in {parts} parts, got "
-                         f"{objective.free_bits}: the mean KL of a part is not that of the batch. "
-                         "Use one process and accumulate 1, or no free bits")
+        raise ValueError(f"free_bits: expected 0 for a batch in {parts} parts, "
+                         f"got {objective.free_bits}: the mean KL of a part is not "
+                         "that of the batch. Use one process and accumulate 1, or no "
+                         "free bits")
     network = process.wrap(state.model)
     forward = make_forward(state, objective.to(device), network)
-    if should_compile(config.compile, device, total * config.batch_size * config.size**2):
+    pixels = total * config.batch_size * config.size**2
+    if should_compile(config.compile, device, pixels):
         tell("compiling: the first steps take a minute or two")
         forward = torch.compile(forward)
     compute = partial(step, state, forward, process=process)
-    # DDP would have wrapped the model: only a step without it is recorded
-    recorded = device.type == "cuda" and config.cuda_graph != "off" and network is state.model
+    alone = network is state.model   # DDP would have wrapped it: not recorded then
+    recorded = device.type == "cuda" and config.cuda_graph != "off" and alone
     return CUDAGraphStep(compute) if recorded else compute
 
 # %% ../../nbs/train/02_loop.ipynb #845c60d3
