@@ -3,6 +3,7 @@ import ast
 import json
 import re
 import subprocess
+import unicodedata
 from collections import Counter
 
 import house
@@ -154,35 +155,75 @@ def test_theory_ends_with_exercises(name):
     assert "\n".join(exercises_are_solved(THEORY[name])) == ""
 
 
-LEARNER = {name: book for name, book in BOOKS.items() if re.match(r"theory/(?!00)|tour|model/|loss/", name)}
+LEARNER = {name: book for name, book in BOOKS.items()   # those of the learner's path
+           if re.match(r"tour|theory/(?!00)|data/04|model/|loss/|train/0[12]|analysis/", name)}
 SIDEBAR = re.findall(r"- ((?:[\w-]+/)?[\w-]+\.ipynb)", (house.ROOT / "_quarto.yml").read_text(encoding="utf-8"))
 BIBLIOGRAPHY = (house.ROOT / "nbs/references.bib").read_text(encoding="utf-8")
 CITEKEYS = set(re.findall(r"^@\w+\{(\w+),", BIBLIOGRAPHY, re.M))
 
 
-def helps_to_learn(name, book):
-    "Goals, needs and minutes at the top; a recap, three kinds of exercise, references and the next page at the end."
+def is_framed(name, book):
+    "Goals, needs and minutes at the top; a recap and the next page at the end."
     text = "\n".join(source(cell) for cell in book["cells"] if cell["cell_type"] == "markdown")
     top, _, end = text.partition("\n## What you can say now")
     for words in (r"\*\*(After this page you can|You will be able to)\*\*", r"\*\*You need\*\*"):
         if not re.search(words, top): yield f"no {words} at the top"
-    for words in (r"^## Predict, then run", r"<details", r"\*\*\d+\. To program", r"\*\*\d+\. Open", r"^## References",
-                  r"\]\(https?://"):
+    if not end: yield "no '## What you can say now'"
+    yield from reading_time_is_true(book)
+    following = re.findall(r"Next:?\*{0,2}:? .*?\]\((?:\.\./)?([\w/]+\.ipynb)", end)
+    after = [*SIDEBAR, None][SIDEBAR.index(name) + 1]
+    if after and (not following or following[-1].split("/")[-1] != after.split("/")[-1]):
+        yield f"next is {following[-1:]}, not {after}"
+
+
+def helps_to_learn(book):
+    "After the recap three kinds of exercise, and references."
+    text = "\n".join(source(cell) for cell in book["cells"] if cell["cell_type"] == "markdown")
+    end = text.partition("\n## What you can say now")[2]
+    for words in (r"^## Predict, then run", r"<details", r"\*\*\d+\. To program", r"\*\*\d+\. Open"):
         if not re.search(words, end, re.M): yield f"no {words} after '## What you can say now'"
     yield from (f"@{key}: not in references.bib" for key in re.findall(r"@([a-z]+\d{4}\w*)", text) if key not in CITEKEYS)
-    following = re.findall(r"Next:?\*{0,2}:? .*?\]\((?:\.\./)?([\w/]+\.ipynb)", end)
-    after = SIDEBAR[SIDEBAR.index(name) + 1]
-    if not following or following[-1].split("/")[-1] != after.split("/")[-1]: yield f"next is {following[-1:]}, not {after}"
 
 
 CITED = re.compile(r"arxiv\.org/abs/([\w-]*/?[\d.]*\d)|doi\.org/([^\s)]+)|openreview\.net/forum\?id=([\w-]+)")
 
 
+BY_NAME = re.compile(r"\b([A-Z](?:[^\W\d_]|['’-])+)(?:,? [A-Z]\.)*"
+                     r"(?: et al\.|(?:,? (?:&|and)? ?[A-Z][\w'’-]+)+)?,? \(?((?:19|20)\d\d)\b")
+VENUES = r"ICLR|ICML|NeurIPS|NIPS|CVPR|ICCV|AISTATS|TMLR|JMLR|Python|Debian"
+
+
+def plain(text):
+    "Without TeX's accents, and without others."
+    text = re.sub(r"\\(?:o|O)\b|\{\\o\}", "o", re.sub(r"\\[\W]", "", text)).replace("ø", "o").replace("{", "").replace("}", "")
+    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+
+
+def entry_of(text):
+    "Of an entry: its words, its year, and what a link to it contains."
+    fields = dict(re.findall(r"^ *(\w+)\s*=\s*[{\"]?(.+?)[}\"]?,?$", text, re.M))
+    return plain(text), fields["year"], [fields[key] for key in ("doi", "eprint", "url") if key in fields]
+
+
+ENTRIES = [entry_of(text) for text in re.findall(r"^@\w+\{.*?^\}", BIBLIOGRAPHY, re.M | re.S)]
+
+
 def not_in_bibliography(book):
-    "What a page links to by a number of arXiv, DOI or OpenReview, and references.bib does not have."
+    "What a page links to by a number of arXiv, DOI or OpenReview, or cites by name and year, and references.bib does not have."
     for cell in book["cells"]:
         for m in CITED.finditer(source(cell)) if cell["cell_type"] == "markdown" else []:
             if (m[1] or m[2] or m[3]).lower() not in BIBLIOGRAPHY.lower(): yield m[0]
+        for m in BY_NAME.finditer(source(cell)):
+            named = any(plain(m[1]) in entry and m[2] == year for entry, year, _ in ENTRIES)
+            if not named and not re.search(VENUES, m[0]): yield m[0]
+
+
+def is_without_link(book):
+    "A page that cites by name and year has a link for each: where it cites, or in its references."
+    text = "\n".join(source(cell) for cell in book["cells"])
+    for name, year in {m.groups() for m in BY_NAME.finditer(text) if not re.search(VENUES, m[0])}:
+        links = [link for entry, of, links in ENTRIES if of == year and plain(name) in entry for link in links]
+        if not any(link.lower() in text.lower() for link in links): yield f"{name} {year}"
 
 
 @pytest.mark.parametrize("name", BOOKS)
@@ -193,24 +234,38 @@ def test_what_a_page_cites_is_in_the_bibliography(name):
 def test_what_the_bibliography_lacks_is_found():
     text = "[a](https://arxiv.org/abs/1312.6114), [b](https://arxiv.org/abs/1312.6115) and [c](https://doi.org/10.1/none)"
     assert [*not_in_bibliography(a_book(("markdown", text)))] == ["arxiv.org/abs/1312.6115", "doi.org/10.1/none"]
+    text = "Kingma & Welling (2014), Kynkäänniemi et al. 2019, Nobody & Knows (2014)"
+    assert [*not_in_bibliography(a_book(("markdown", text)))] == ["Nobody & Knows (2014"]
+
+
+@pytest.mark.parametrize("name", [name for name in BOOKS if name not in ("index.ipynb", "theory/00_notation.ipynb")])
+def test_a_page_has_its_frame(name):
+    assert "\n".join([*is_framed(name, BOOKS[name]), *is_without_link(BOOKS[name])]) == ""
 
 
 @pytest.mark.parametrize("name", LEARNER)
 def test_a_page_helps_to_learn(name):
-    assert "\n".join(helps_to_learn(name, LEARNER[name])) == ""
+    assert "\n".join(helps_to_learn(LEARNER[name])) == ""
 
 
-@pytest.mark.parametrize("name", [*LEARNER, "theory/00_notation.ipynb"])
-def test_pages_say_how_long_they_take(name):
-    found = [*reading_time_is_true(BOOKS[name]), *(checks_are_folded(BOOKS[name]) if name in PAGES else [])]
-    assert "\n".join(found) == ""
+@pytest.mark.parametrize("name", PAGES)
+def test_checks_are_folded(name):
+    assert "\n".join(checks_are_folded(PAGES[name])) == ""
 
 
-@pytest.mark.parametrize("part", [r"\*\*You need\*\*", "## Predict, then run", "## References", r"https?://", r"Next", "Open"])
+@pytest.mark.parametrize("name", BOOKS)
+def test_a_folded_check_says_what_was_found(name):
+    said = [house.without_directives(source(cell))[0].get("code-summary", "").strip('"') for cell in BOOKS[name]["cells"]]
+    checks = [words for words in said if re.match("check|what is asserted", words, re.I)]
+    assert [words for words in checks if not re.match("Check: .{12}", words)] == []
+
+
+@pytest.mark.parametrize("part", [r"\*\*You need\*\*", "## Predict, then run", r"https?://", r"Next", "Open"])
 def test_what_helps_to_learn_is_missed(part):
     name, book = next(iter(LEARNER.items()))
     cells = [cell | {"source": re.sub(part, "", source(cell))} for cell in book["cells"]]
-    assert [*helps_to_learn(name, book | {"cells": cells})]
+    book = book | {"cells": cells}
+    assert [*is_framed(name, book), *is_without_link(book), *helps_to_learn(book)]
 
 
 def test_one_symbol_has_one_meaning():
