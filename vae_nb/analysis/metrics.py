@@ -345,6 +345,7 @@ def _interval(row, digits=3) -> str:
     )
 
 
+_TYPE = 14  # points on 11 inches: legible on a card as wide as a phone
 BASELINES = ("blurred, equal L1", "mean image")
 
 
@@ -410,12 +411,11 @@ def _draw_factors(ax, factors: dict):
         ax.barh(
             [i + 0.38 * k for i in range(len(names))], values, height=0.36, color=color, label=kind
         )
-    ax.set_yticks(
-        [i + 0.19 for i in range(len(names))], [name.replace("_", " ") for name in names], size=10
-    )
+    ax.tick_params(labelsize=_TYPE)
+    ax.set_yticks([i + 0.19 for i in range(len(names))], [name.replace("_", " ") for name in names])
     ax.set(xlim=(0, 1), title="Factors that can still be read")
     ax.invert_yaxis()
-    ax.legend(fontsize=10, loc="upper center", bbox_to_anchor=(.5, -.08), ncols=2)
+    ax.legend(loc="upper center", bbox_to_anchor=(.4, -.08), ncols=2, columnspacing=1)
 
 
 def _draw_kl(ax, kl: list):
@@ -423,6 +423,7 @@ def _draw_kl(ax, kl: list):
     ranked = sorted(kl, reverse=True)
     ax.plot(range(1, len(ranked) + 1), ranked, color=COLORS["kl"])
     ax.fill_between(range(1, len(ranked) + 1), ranked, color=COLORS["kl"], alpha=.2)
+    ax.tick_params(labelsize=_TYPE)
     ax.set(
         title="KL of each dimension",
         xlabel="dimension, largest first",
@@ -440,29 +441,30 @@ def evaluation_card(
     seed: int = 0,      # of the draws
 ) -> plt.Figure:
     "One picture of what a model has learned, with the same layout for every model."
-    figure = plt.figure(figsize=(11, 9.6))
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(2.1, 2.5, 2.3))
-    x_hat, samples = reconstruct(model, x[:10]), sample_images(model, 20, prior, seed=seed)
-    walls = {"originals, and their reconstructions": torch.cat([x[:10], x_hat]), "samples": samples}
-    for ax, (title, wall) in zip(top.subplots(1, 2), walls.items()):
-        ax.imshow(grid(_rows_of_five(wall) if title != "samples" else wall, columns=5, pad=1))
-        ax.set_title(title, size=12)
+    with plt.rc_context({"font.size": _TYPE, "axes.titlesize": _TYPE}):
+        figure = plt.figure(figsize=(11, 9.6))
+        top, middle, bottom = figure.subfigures(3, 1, height_ratios=(2.1, 2.3, 2.9))
+        x_hat, samples = reconstruct(model, x[:10]), sample_images(model, 20, prior, seed=seed)
+        walls = {"originals, and their reconstructions": torch.cat([x[:10], x_hat]), "samples": samples}
+        for ax, (title, wall) in zip(top.subplots(1, 2), walls.items()):
+            ax.imshow(grid(_rows_of_five(wall) if title != "samples" else wall, columns=5, pad=1))
+            ax.set_title(title)
+            ax.axis("off")
+        left, right = middle.subplots(1, 2)
+        _draw_kl(left, result["latents"]["kl"])
+        if result["factors"]: _draw_factors(right, result["factors"])
+        else:
+            right.axis("off")
+            right.text(.5, .5, "factors: known for scenes alone", ha="center", color="#666666")
+        ax = bottom.subplots()
         ax.axis("off")
-    left, right = middle.subplots(1, 2)
-    _draw_kl(left, result["latents"]["kl"])
-    if result["factors"]: _draw_factors(right, result["factors"])
-    else:
-        right.axis("off")
-        right.text(.5, .5, "factors: known for scenes alone", ha="center", color="#666666")
-    ax = bottom.subplots()
-    ax.axis("off")
-    table = ax.table(table_lines(result), colLabels=["", "this model, 95 % interval", *BASELINES],
-                     cellLoc="left", colLoc="left", edges="horizontal", bbox=(0, .52, 1, .48))
-    table.auto_set_font_size(False)
-    table.set_fontsize(11)
-    ax.text(0, .44, "\n".join(facts_lines(result)), va="top", size=11, linespacing=1.45)
-    figure.suptitle(f"{name}: {result['images']:,} images of {result['size']}×{result['size']}, "
-                    f"latent {'×'.join(map(str, model.latent_shape))}", size=14, weight="bold")
+        table = ax.table(table_lines(result), colLabels=["", "this model, 95 % interval", *BASELINES],
+                         cellLoc="left", colLoc="left", edges="horizontal", bbox=(0, .56, 1, .44))
+        table.auto_set_font_size(False)
+        table.set_fontsize(_TYPE)
+        ax.text(0, .5, "\n".join(facts_lines(result)), va="top", linespacing=1.35)
+        figure.suptitle(f"{name}: {result['images']:,} images of {result['size']}×{result['size']}, "
+                        f"latent {'×'.join(map(str, model.latent_shape))}", size=16, weight="bold")
     return figure
 
 

@@ -106,7 +106,7 @@ def summarize_posterior(
         width={"5%": at(0.05), "50%": at(0.5), "95%": at(0.95)},     # std / spread
         aggregate_std=ends(spread),
         principal_std=ends(principal),
-        active_units=int((mu.flatten(1).var(0) > 0.01).sum()),       # Burda 2015
+        active_units=int((mu.flatten(1).var(0) > 0.01).sum()),       # Burda 2016
         kl_per_dimension=kl.item(),
         gaussian_kl_per_dimension=(
             gaussian_kl_to_standard(mean, covariance).item() / len(mean)))
