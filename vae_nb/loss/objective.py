@@ -116,7 +116,7 @@ def calibrated(
     l1: Tensor,  # (B,) mean over pixel values
     N: int,      # pixel values in an image
 ) -> Tensor:     # (B,) nats per image, summed over pixels, at each image's best scale
-    "Laplace negative log-likelihood, scale solved for (after Rybkin et al. 2021)."
+    "Laplace nats at each image's own best scale (after Rybkin et al. 2021); no bound."
     return N * (torch.log(2 * l1.clamp_min(MIN_SCALE)) + 1)
 
 # %% ../../nbs/loss/01_objective.ipynb #3033b2c7
