@@ -4,7 +4,7 @@ r"""What is each part worth? Losses, latents and designs with one part changed, 
     python benchmarks/ablations.py --device cuda --size 64 --narrow 1 --batch 64 --steps 1500 --images 14000 \
         --lr 3e-4 1e-3 2e-3 --backbone squeezenet1_1_features.pth                the networks as they are, on a GPU
     python benchmarks/ablations.py --arm default reference reference_16 --narrow 2 --steps 400 --images 6000 \
-        --lr 5e-4 1e-3 2e-3 4e-3 --backbone squeezenet1_1_features.pth           against the reference network; half an hour of one core
+        --lr 5e-4 1e-3 2e-3 4e-3 --backbone squeezenet1_1_features.pth           against the reference; half an hour of one core
     python benchmarks/ablations.py --arm default no_refinement wider --narrow 1 --size 64 --steps 600 --images 6000 \
         --lr 5e-4 1e-3 2e-3 --backbone squeezenet1_1_features.pth                is the refinement worth it? two hours of one core
 
