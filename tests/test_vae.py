@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from vae_nb.analysis.generate import draw_codes
 from vae_nb.model.distributions import Posterior
 from vae_nb.model.layers import Down, PatchEmbed, PixelShuffleHead, ResBlock, Up, conv, groups
 from vae_nb.model.refinements import HalfResHead, Hourglass
@@ -172,6 +173,18 @@ def test_sampling_leaves_no_graph_and_follows_its_generator():
     model = VAE(size=32, latent=5, **TINY)
     a, b, c = (model.sample(2, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert not a.requires_grad and torch.equal(a, b) and not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("given", [dict(n=0), dict(n=1, temperature=-1.0), dict(n=1, temperature=float("nan"))])
+@pytest.mark.parametrize("draw", [VAE.sample, draw_codes])
+def test_no_image_and_no_negative_temperature_are_refused_by_whatever_draws(draw, given):
+    with pytest.raises(ValueError, match="temperature" if "temperature" in given else "at least one image"):
+        draw(VAE(size=32, latent=5, **TINY), **given)
+
+
+def test_a_configuration_and_its_fields_at_once_are_refused():
+    with pytest.raises(TypeError, match="dataclasses.replace"): VAE(PRESETS["demo"], latent=256)
+    assert VAE(replace(PRESETS["demo"], latent=256)).latent_shape == (256,)
 
 
 def test_kl_is_exact_where_posterior_and_prior_almost_agree():

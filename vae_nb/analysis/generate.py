@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..data.images import decode, open_image
 from ..data.scenes import FACTORS
-from ..model.vae import VAE
+from ..model.vae import VAE, check_draws
 from ..plots import grid
 from .factors import COLUMNS, HUES, angle_between, factor_targets, read_factors
 
@@ -56,14 +56,12 @@ def reconstruction_grid(
 def draw_codes(
     model: VAE,
     n: int,                   # how many
-    prior=None,               # has sample(n, generator, temperature); None: N(0, I)
+    prior=None,               # such as model.prior; None: N(0, I), whatever the model has
     temperature: float = 1.0, # scale of the noise: below 1 nearer to the middle of the prior
     seed: int = 0,            # the same seed gives the same codes
 ) -> Tensor:                  # (n,*latent_shape) on the CPU
-    "Draws from a prior."
-    if n < 1: raise ValueError(f"n: expected at least one image, got {n}")
-    if not temperature >= 0:
-        raise ValueError(f"temperature: expected a number >= 0, got {temperature}")
+    "Draws from the prior that is given; `model.sample` draws from the model's own."
+    check_draws(n, temperature)
     g = torch.Generator().manual_seed(seed)
     if prior is None: return temperature * torch.randn(n, *model.latent_shape, generator=g)
     z = prior.sample(n, generator=g, temperature=temperature).detach().cpu()
@@ -100,7 +98,7 @@ def sample_grid(
     n: int = 64,       # how many
     columns: int = 8,  # images in a row
     seed: int = 0,     # the same seed gives the same images
-    prior=None,        # has sample(n, generator, temperature); None: N(0, I)
+    prior=None,        # such as model.prior; None: N(0, I), whatever the model has
     temperature: float = 1.0, # scale of the noise
 ) -> Image.Image:
     "Decoded draws from the prior."
@@ -274,7 +272,7 @@ def check_slider(
     factors: Tensor,  # (M,8) what they show
     name: str,  # the factor to move
     steps: int = 5,  # values across the middle 80 % of its range; of hues, 0 to 120 degrees
-) -> tuple:  # (steps,) asked for, (steps,) read (mean over scenes), change of each other factor
+) -> tuple:  # (steps,) asked for, (steps,) read (median of scenes), change of each other factor
     "Does a direction move what it should, and nothing else? The factor regressor says."
     low, high, _ = FACTORS[name]
     hue, i = name in HUES, COLUMNS[name]
@@ -283,16 +281,16 @@ def check_slider(
         if hue
         else torch.linspace(0.9 * low + 0.1 * high, 0.1 * low + 0.9 * high, steps)
     )
-    start, means, drift = read_factors(decode_all(model, z))[0], [], []
+    start, medians, drift = read_factors(decode_all(model, z))[0], [], []
     for value in asked.tolist():
         wanted = with_factor(factors, name, value)
         if hue: wanted[:, i] = (factors[:, i] + value) % 360
         read = read_factors(decode_all(model, directions.move(z, factors, wanted)))[0]
         turned = (read[:, i] - start[:, i] + 180) % 360 - 180
-        means.append((turned if hue else read[:, i]).median().item())
+        medians.append((turned if hue else read[:, i]).median().item())
         drift.append(factor_change(read, start))
     others = {other: sum(d[other] for d in drift) / steps for other in COLUMNS if other != name}
-    return asked, torch.tensor(means), others
+    return asked, torch.tensor(medians), others
 
 # %% ../../nbs/analysis/02_generate.ipynb #1e83dad4
 def flatten_to_plane(

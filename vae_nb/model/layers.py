@@ -1,4 +1,4 @@
-"""Six small modules take a picture down to a grid of features and back; each is tested first.
+"""Five small modules take a picture down to a grid of features and back; each is tested first.
 
 Docs: https://vae-nb.github.io/vae_nb/model/layers.html.md"""
 

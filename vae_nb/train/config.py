@@ -15,7 +15,7 @@ from dataclasses import dataclass
 @dataclass
 class Config:
     "Everything that decides a run (but its data)."
-    preset: str = "default"     # network and defaults: demo, web, default, reference
+    preset: str = "default"     # network: demo, web, default, reference; see recipe
     size: int = 128             # pixels on a side; images are resized and cropped to it
     latent: str = ""            # 256 (vector) or CxHxW, 8x16x16 (map); empty: preset's
     images: int = 0             # use at most so many; 0: all (scenes: 15,000)
@@ -44,7 +44,7 @@ class Config:
     threads: int = 0            # CPU threads; 0: PyTorch's default; 1 on a shared CPU
     max_nonfinite_steps: int = 50  # stop after so many steps in a row with NaN or inf
     log_every: int = 20         # steps between rows in metrics.jsonl
-    picture_every: int = 500    # steps between pictures; 0: only at --picture-epochs
+    picture_every: int = 500    # steps between pictures; 0: --picture-epochs, the end
     picture_epochs: str = ""    # epochs after which to draw, such as 1,4,12,32
     checkpoint_every: int = 500  # steps between checkpoints; also after each validation
     val_every: int = 1          # epochs (not steps) between validations
