@@ -11,6 +11,7 @@ from PIL import Image
 from vae_nb import commands
 from vae_nb.analysis import disentanglement, generate, metrics
 from vae_nb.analysis import factors as fr
+from vae_nb.analysis.prior import fit_prior, model_fingerprint
 from vae_nb.data.dataset import to_float
 from vae_nb.data.scenes import render, scene_factors
 from vae_nb.model.vae import VAE
@@ -162,6 +163,14 @@ def test_codes_and_names_are_read_back(model, small, tmp_path):
     assert np.allclose(kept["mu"], model.encode(images / 127.5 - 1).mu.detach(), atol=1e-5)
 
 
+def test_an_evaluation_leaves_the_model_where_it_is(model, small, monkeypatch):
+    "Bounds are computed on the CPU, of a copy: the model itself may be in use on a GPU."
+    moved, cpu = [], torch.nn.Module.cpu
+    monkeypatch.setattr(torch.nn.Module, "cpu", lambda self: (moved.append(self), cpu(self))[1])
+    assert metrics.evaluate(model, small[:20], scale=0.5, k=2)["bounds"]["k"] == 2
+    assert moved and not any(module is model for module in moved)
+
+
 # ---- commands
 
 @pytest.fixture
@@ -188,6 +197,17 @@ def test_a_folder_of_ones_own_is_evaluated_mapped_and_encoded(saved, folder, cap
     assert Image.open(saved / "t.png").size == (5 * 34 + 2, 3 * 34 + 2)
     commands.vae_encode(str(saved), str(folder), out=str(saved / "z.npz"), device="cpu")
     assert len(np.load(saved / "z.npz")["names"]) == 24
+
+
+def test_samples_are_drawn_from_the_prior_beside_the_model(model, saved, folder, capsys):
+    z = generate.encode_all(model, torch.rand(40, 3, 32, 32) * 2 - 1)
+    fit_prior(z, torch.zeros_like(z) - 4, "gaussian", fingerprint=model_fingerprint(model)).save(saved / "prior.safetensors")
+    prior = {}
+    for how in ({}, dict(prior="none"), dict(prior=str(saved / "prior.safetensors"))):
+        commands.vae_evaluate(str(saved), data=str(folder), device="cpu", **how)
+        prior[how.get("prior", "auto")] = json.loads((saved / "evaluation.json").read_text())["prior"]
+    assert list(prior.values()) == ["a fitted prior (gaussian)", "N(0, I)", "a fitted prior (gaussian)"]
+    assert capsys.readouterr().out.count("samples are drawn from a fitted prior (gaussian)") == 2
 
 
 @pytest.mark.parametrize("call, said", [

@@ -170,6 +170,12 @@ def test_the_command_says_one_line_and_knows_its_flags(tmp_path):
     assert "--latent: expected" in said and "Traceback" not in said and len(said.strip().splitlines()) <= 2
 
 
+@pytest.mark.parametrize("name", ["vae-reconstruct", "vae-encode"])
+def test_a_command_without_images_says_so_in_its_usage(name):
+    said = " ".join(run(name, "scenes", ok=False).split())
+    assert "run images [images ...]" in said and "arguments are required: images" in said
+
+
 def test_home_is_home(tmp_path, monkeypatch):
     "A tilde that no shell has replaced."
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -31,7 +31,10 @@ def _helped(parameter: Parameter, text: str) -> Parameter:
     default = parameter.default
     if default is not Parameter.empty and default != "" and not isinstance(default, bool):
         text += f" [{default}]"
-    return parameter.replace(annotation=Annotated[parameter.annotation, dict(help=text)])
+    extra = dict(help=text)
+    if parameter.kind is Parameter.VAR_POSITIONAL:
+        extra["nargs"] = "+"   # at least one
+    return parameter.replace(annotation=Annotated[parameter.annotation, extra])
 
 
 def plain_help(
@@ -165,7 +168,7 @@ def picture_format(
 @plain_errors
 @plain_help
 def vae_reconstruct(
-    run: str,                         # run folder, or one of its .safetensors
+    run: str,                         # run folder, .safetensors file, or packaged model (scenes)
     *images: str,                     # image files, folders or archives
     out: str = "reconstructions.png", # picture to write
     n: int = 64,                      # at most so many, evenly spread over what was given
@@ -221,15 +224,21 @@ def vae_sample(
 
 
 def named_prior(
-    path: str,  # of a fitted prior; none or empty: N(0, I)
+    path: str,  # of a fitted prior; none: N(0, I); auto: that beside the model, if there is one
     model,      # whose prior it is
-    device: str = None,  # None: that of the model
+    run: str = "",  # where the model lies
 ):              # a `Prior`, or None for N(0, I)
     "A prior from its file, or None for N(0, I)."
-    if path in ("", "none"):
+    if path == "auto":
+        from vae_nb.train.checkpoint import packaged
+        place = packaged().get(run, Path(run).expanduser())
+        path = (place if place.is_dir() else place.parent) / "prior.safetensors"
+        if not path.is_file():
+            return None
+    elif path in ("", "none"):
         return None
     from vae_nb.analysis.prior import load_prior
-    return load_prior(path, model, device)
+    return load_prior(path, model)
 
 
 @call_parse
@@ -287,7 +296,7 @@ def vae_export(
 @plain_errors
 @plain_help
 def vae_interpolate(
-    run: str,                       # run folder, or one of its .safetensors
+    run: str,                       # run folder, .safetensors file, or packaged model (scenes)
     a: str,                         # image file to start from
     b: str,                         # image file to arrive at
     out: str = "interpolation.png", # picture to write

@@ -96,11 +96,11 @@ def _print_table(results: dict):  # name of a run -> result
 @plain_errors
 @plain_help
 def vae_evaluate(
-    run: str,              # run folder, or a model.safetensors
+    run: str,              # run folder, .safetensors file, or packaged model (scenes)
     run_b: str = "",       # another run, measured on the same images
     data: str = "",        # scenes, a folder, an archive, a named set [what the run held out]
     n: int = 300,          # at most so many images, and as many samples
-    prior: str = "",       # file of a prior that samples are drawn from [N(0, I)]
+    prior: str = "auto",   # file of a fitted prior; none: N(0, I); auto: that beside the model
     out: str = "",         # folder for evaluation.json and card.png [the run folder]
     seed: int = 0,         # of the samples
     device: str = "auto",  # cuda, mps, cpu or auto
@@ -110,21 +110,22 @@ def vae_evaluate(
     if run_b and out:
         raise ValueError("--out names one folder, and there are two runs; "
                          "each gets its files in its own")
-    if run_b and prior:
+    if run_b and prior not in ("auto", "none"):
         raise ValueError("--prior belongs to one model, and there are two runs")
     from vae_nb.analysis.metrics import evaluate, evaluation_card, trained_lpips
     from vae_nb.plots import use_style
     from vae_nb.train.checkpoint import atomic_write, load_model
     models = {name: load_model(name, device) for name in (run, run_b) if name}
-    chosen = {name: named_prior(prior, model, "cpu") for name, model in models.items()}
+    chosen = {name: named_prior(prior, model, name) for name, model in models.items()}
     results, lpips = {}, trained_lpips()
     use_style()
     for name, model in models.items():
         x, factors, about = _unseen_images(run if not data else name, data, model.size, n)
-        print(f"{name}: {about}", flush=True)
+        drawn_from = "N(0, I)" if chosen[name] is None else f"a fitted prior ({chosen[name].kind})"
+        print(f"{name}: {about}; samples are drawn from {drawn_from}", flush=True)
         scale = _implied_likelihood(name, model)
         result = evaluate(model, x, factors, chosen[name], lpips, scale, seed=seed)
-        results[name] = dict(result, data=about, prior=prior or "N(0, I)")
+        results[name] = dict(result, data=about, prior=drawn_from)
         target = Path(out or (name if Path(name).is_dir() else Path(name).parent))
         target.mkdir(parents=True, exist_ok=True)
         text = json.dumps(results[name], indent=1) + "\n"
@@ -141,7 +142,7 @@ def vae_evaluate(
 @plain_errors
 @plain_help
 def vae_traverse(
-    run: str,                    # run folder, or a model.safetensors
+    run: str,                    # run folder, .safetensors file, or packaged model (scenes)
     image: str = "",             # image file to start from [the first of the unseen images]
     out: str = "traversal.png",  # picture to write
     factors: bool = False,       # a row for each known factor, for models of scenes
@@ -180,7 +181,7 @@ def vae_traverse(
 @plain_errors
 @plain_help
 def vae_map(
-    run: str,              # run folder, or a model.safetensors
+    run: str,              # run folder, .safetensors file, or packaged model (scenes)
     data: str = "",        # images to map [what the run held out]
     kind: str = "pca",     # pca or umap
     n: int = 150,          # at most so many pictures
@@ -205,7 +206,7 @@ def vae_map(
 @plain_errors
 @plain_help
 def vae_encode(
-    run: str,                   # run folder, or a model.safetensors
+    run: str,                   # run folder, .safetensors file, or packaged model (scenes)
     *images: str,               # image files, folders or archives
     out: str = "latents.npz",   # file to write: arrays mu, logvar, names
     device: str = "auto",       # cuda, mps, cpu or auto

@@ -12,6 +12,7 @@ __all__ = ['ACTIVE', 'BASELINES', 'bootstrap', 'ssim', 'l1', 'blurred', 'blur_of
 
 # %% ../../nbs/analysis/01_metrics.ipynb #5548892f
 import math
+from copy import deepcopy
 from functools import partial
 
 import matplotlib.pyplot as plt
@@ -264,7 +265,7 @@ def compare_sets(
 def sample_images(
     model: VAE,
     n: int,                   # how many
-    prior=None,               # has sample(n, generator, temperature); None: N(0, I)
+    prior=None,               # such as model.prior; None: N(0, I), whatever the model has
     temperature: float = 1.0, # scale of the noise
     seed: int = 0,            # of the draws
 ) -> Tensor:                  # (n,3,S,S) in [-1,1], on the CPU
@@ -295,7 +296,7 @@ def evaluate(
     model: VAE,
     x: Tensor,              # (M,3,S,S) in [-1,1], images that the model was not trained on
     factors: Tensor = None, # (M,8) what they show, if they are scenes
-    prior=None,             # has sample(n, generator, temperature); None: N(0, I)
+    prior=None,             # such as model.prior; None: N(0, I), whatever the model has
     lpips: LPIPS = None,    # a trained one; None: leave it out
     scale: float = None,    # b of a Laplace likelihood, of a model without LPIPS: adds bounds
     k: int = 20,            # importance samples of the bound
@@ -316,7 +317,7 @@ def evaluate(
     if factors is not None: found["factors"] = _of_factors(x, x_hat, samples, factors)
     if scale:
         bound = bounds(
-            model.cpu(), x[:50], partial(laplace_log_likelihood, scale=scale), k, seed=seed
+            deepcopy(model).cpu(), x[:50], partial(laplace_log_likelihood, scale=scale), k, seed=seed
         )
         found["bounds"] = dict(
             {name: value.mean().item() for name, value in bound.items()},
