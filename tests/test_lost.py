@@ -347,6 +347,21 @@ def old(peace, tmp_path_factory):
     return next(tmp_path_factory.getbasetemp().glob("old*/run"))
 
 
+@pytest.mark.parametrize("given, said", [(dict(preset="huge"), "preset: expected"), (dict(latent="4x3x3"), "latent: expected"),
+                                         (dict(source="nowhere"), "no such file or folder")])
+def test_what_is_wrong_with_the_options_is_said_before_the_folder_is_looked_at(old, given, said):
+    before = files(old)
+    with pytest.raises(ValueError, match=said): again(old, **given)
+    assert files(old) == before
+
+
+def test_what_comes_next_is_said_of_the_images_that_were_trained_on():
+    said = {source: "\n".join(run._where(Path("runs/a b"), source)) for source in ("scenes", "/my pictures")}
+    assert all("vae-sample 'runs/a b' --n 64" in text for text in said.values())
+    assert "vae-train FOLDER_OF_IMAGES" in said["scenes"] and "vae-train" not in said["/my pictures"]
+    assert "vae-reconstruct 'runs/a b' '/my pictures' --out" in said["/my pictures"]
+
+
 def test_a_run_that_cannot_begin_takes_nothing_with_it(tmp_path, old, monkeypatch):
     "W&B wants a login: the old run is as it was, be it overwritten or resumed; and a new folder is not left behind."
     folder = shutil.copytree(old, tmp_path / "run")
@@ -521,7 +536,8 @@ def test_a_run_that_is_worse_than_the_mean_image_says_so(tmp_path, old, capsys):
     assert "BAD    it reconstructs worse than the mean training image" in capsys.readouterr().out
     fine = dict(psnr_val=20.0, psnr_mean_image=12.0, kl_val=0.5, seconds=1.0)
     said = lambda **given: " ".join(run._how_good(dict(fine, **given)))
-    assert "BAD" not in said() and "astronomic" in said(kl_val=1e9)
+    assert "BAD" not in said() and "astronomic" in said(kl_val=1e9) and "KL 0.5 nats a dimension." in said()
+    assert [run._steps(n) for n in (0, 1, 1200)] == ["0 steps", "1 step", "1,200 steps"]
 
 
 def test_a_picture_that_cannot_be_drawn_ends_no_run(tmp_path, old, capsys, monkeypatch):

@@ -260,6 +260,8 @@ def _begin(
     if backbone.is_file():   # found again from any folder
         given = {**given, "backbone": str(backbone.resolve())}
     if not resume or not (run / "checkpoint.safetensors").is_file():
+        if not Path(source).exists() and source not in ("scenes", *NAMED):
+            load(source)   # says that there is nothing
         return new_state(recipe(**given)), source, {}
     record = read_run_config(run)
     before = record["config"]
@@ -362,16 +364,17 @@ def train_run(
     run, source = Path(run).expanduser(), _resolve_source(source)
     with init_distributed() as process, ExitStack() as stack:
         main = process.is_main_process
+        begun = None if resume else _begin(source, run, False, given)   # bad options first
         stack.enter_context(_claim(run, resume, overwrite, source) if main else _silence())
         process.barrier()   # the folder is in order
-        state, source, record = _begin(source, run, resume, given)
+        state, source, record = begun or _begin(source, run, True, given)
         config = state.config
         stack.enter_context(backend_flags(state.device, config.deterministic, config.threads))
         store, train, val, objective, facts = _load(source, run, state, record, process)
         images = to_device_if_fits(store.images, state.device)
         total = count_steps(config, train)[1]
         if _finished(run, state, total):
-            return print(f"{run} is finished: {state.step:,} steps. For more: --resume --epochs N")
+            return print(f"{run} is finished: {_steps(state.step)}. For more: --resume --epochs N")
         if audit:
             _check_loss(state, objective, images, train)
         process.barrier()   # all have read what is there; now one may write
@@ -385,7 +388,8 @@ def train_run(
             said = _stopped(run, reporter, state, total)
         elif reporter:
             summary = _measure(state, objective, images, train, val, reporter)
-            _conclude(run, reporter, state, dict(summary, seconds=time.perf_counter() - start))
+            summary["seconds"] = time.perf_counter() - start
+            _conclude(run, source, reporter, state, summary)
         process.barrier()   # whoever leaves early ends the others, too
         if state.step < total:
             raise TrainingInterrupted(said)
@@ -415,6 +419,11 @@ def _reporter(run, state, facts, total, images, val) -> RunReporter:
                        lambda: _begin_folder(run, facts, first, old))
 
 # %% ../../nbs/train/07_run.ipynb #5ce4e606
+def _steps(n: int) -> str:
+    "So many steps, in words."
+    return f"{n:,} step{'s' * (n != 1)}"
+
+
 def _announce(run, store, facts, total, config, process):
     "Say what is going to happen."
     latent = facts["vae"]["latent"]
@@ -427,7 +436,7 @@ def _announce(run, store, facts, total, config, process):
     print(f"data   {store.summary()}; {facts['train']:,} to train on, {facts['val']:,} held out\n"
           f"model  {config.preset}: {facts['parameters'] / 1e6:.2f} M parameters, latent {latent}\n"
           f"loss   {loss}\n"
-          f"run    {run}: {total:,} steps of {batch} images on {facts['device']}{shared}{name}",
+          f"run    {run}: {_steps(total)} of {batch} images on {facts['device']}{shared}{name}",
           flush=True)
 
 
@@ -469,7 +478,7 @@ def _measure(state, objective, images, train, val, reporter) -> dict:
     return dict(held_out, psnr_mean_image=mean_image_psnr(images, train, val), step=state.step)
 
 
-def _conclude(run: Path, reporter: RunReporter, state: TrainState, summary: dict):
+def _conclude(run: Path, source: str, reporter: RunReporter, state: TrainState, summary: dict):
     "Close the run, and say where everything is and how good it is."
     note = _save_last(run, reporter, state)
     if not (run / "model.safetensors").is_file():
@@ -482,7 +491,7 @@ def _conclude(run: Path, reporter: RunReporter, state: TrainState, summary: dict
                for name, value in summary.items()}
     text = json.dumps(numbers, indent=1).encode()
     try_or_report("summary.json", atomic_write, run / "summary.json", text)
-    print(*_how_good(summary), *_where(run), sep="\n")
+    print(*_how_good(summary), *_where(run, source), sep="\n")
 
 
 def _how_good(summary: dict) -> list:  # lines
@@ -492,7 +501,7 @@ def _how_good(summary: dict) -> list:  # lines
     terms = ", ".join(f"{name.upper()} {summary[name + '_val']:.4g}"
                       for name in ("l1", "lpips", "kl") if name + "_val" in summary)
     lines = [f"\nTrained for {took}. On images it has never seen:",
-             f"PSNR {psnr:.1f} dB (the mean training image has {plain:.1f} dB), {terms}."]
+             f"PSNR {psnr:.1f} dB (the mean training image has {plain:.1f} dB), {terms} nats a dimension."]
     if not psnr >= plain:
         lines.append("BAD    it reconstructs worse than the mean training image: train longer, "
                      "or lower --lr")
@@ -502,7 +511,7 @@ def _how_good(summary: dict) -> list:  # lines
     return lines
 
 
-def _where(run: Path) -> list:  # lines
+def _where(run: Path, source: str) -> list:  # lines
     "What a run folder holds, and what to do with it."
     names = {pattern.replace("*", ""): what for pattern, what in _WRITTEN.items() if what}
     there = [f"  {name:<30} {what}" for name, what in names.items() if (run / name).is_file()]
@@ -510,6 +519,8 @@ def _where(run: Path) -> list:  # lines
     if list(run.glob("wandb/offline-run-*")):
         there.append(f"  {'wandb/':<30} a W&B run; to upload it: "
                      f"wandb sync {place}/wandb/offline-run-*")
+    then = f"vae-reconstruct {place} {shlex.quote(source)} --out reconstructions.png"
+    if source == "scenes":   # which are for trying
+        then = "vae-train FOLDER_OF_IMAGES --out runs/mine"
     return [f"\n{run}/", *there, "  config.json, metrics.jsonl, summary.json",
-            f"\nNext: vae-sample {place} --n 64 --out samples.png",
-            "      vae-train FOLDER_OF_IMAGES --out runs/mine"]
+            f"\nNext: vae-sample {place} --n 64 --out samples.png", f"      {then}"]
