@@ -354,7 +354,7 @@ CASES = {
     "kl upside down": (changed(lambda self, terms: total(self, dict(terms, kl=-terms["kl"]))), "kl: negative"),
     "weight of lpips 0": (Objective(lpips=Distance(), lpips_weight=0), "lpips: inert"),
     "beta 0": (Objective(0.0), "kl: inert"),
-    "collapse ahead": (Objective(latents="sum"), "collapse ahead"),
+    "few nats to pay": (Objective(latents="sum"), "the code may collapse"),
     "not finite": (changed(lambda self, terms: total(self, dict(terms, l1=terms["l1"] / 0))), "l1: not a finite number"),
 }
 

@@ -124,7 +124,7 @@ def _watch_lpips(
             hook.remove()
 
 # %% ../../nbs/loss/03_audit.ipynb #9bcb1578
-FEW = 32.0  # nats per image: with less to spend, most of a code dies
+FEW = 32.0  # nats per image: with less to spend, a code may stay unused
 
 
 def _verdict(
@@ -245,7 +245,9 @@ def _notes(model, objective, batch, posterior) -> list:
     most, D = rate_budget(objective, batch, posterior), posterior.mu[0].numel()
     pays = (f"A perfect picture would be worth {most:,.0f} nats an image, "
             f"{most / D:.2g} for each of {D:,} latent dimensions")
-    return notes + [f"!! {pays}: collapse ahead" if most < max(FEW, D) else f"{pays}."]
+    if most >= max(FEW, D):
+        return notes + [f"{pays}."]
+    return notes + [f"!! {pays}: the code may collapse"]
 
 
 def _ranges(batch, seen) -> list:
