@@ -313,7 +313,7 @@ def vae_interpolate(
                          f"got {len(ends[0])} and {len(ends[1])}")
     save_picture(interpolation_strip(model, ends[0][0], ends[1][0], steps=steps), out)
 
-
+# %% ../nbs/use/01_cli.ipynb #5a0f3a99
 def __getattr__(name):
     "nbdev_test, the spelling of nbdev 2, is nbdev's own function, looked up only when asked for."
     if name != "nbdev_test":
