@@ -211,9 +211,7 @@ def vae_sample(
     from vae_nb.export import load_pretrained
     from vae_nb.plots import grid
     model = load_pretrained(run, device)
-    if prior != "auto":
-        model.with_prior(named_prior(prior, model))
-    z = draw_codes(model, n, model.prior, temperature, seed)
+    z = draw_codes(model, n, named_prior(prior, model), temperature, seed)
     if not separate:
         return save_picture(grid(decode_all(model, z), columns=min(8, n)), out)
     for start in range(0, n, 64):
@@ -224,18 +222,13 @@ def vae_sample(
 
 
 def named_prior(
-    path: str,  # of a fitted prior; none: N(0, I); auto: that beside the model, if there is one
-    model,      # whose prior it is
-    run: str = "",  # where the model lies
+    path: str,  # of a fitted prior; none: N(0, I); auto: that of the model, from beside it
+    model,      # as `load_pretrained` gives it
 ):              # a `Prior`, or None for N(0, I)
-    "A prior from its file, or None for N(0, I)."
+    "The prior that an option asks for."
     if path == "auto":
-        from vae_nb.train.checkpoint import packaged
-        place = packaged().get(run, Path(run).expanduser())
-        path = (place if place.is_dir() else place.parent) / "prior.safetensors"
-        if not path.is_file():
-            return None
-    elif path in ("", "none"):
+        return model.prior
+    if path in ("", "none"):
         return None
     from vae_nb.analysis.prior import load_prior
     return load_prior(path, model)

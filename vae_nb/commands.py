@@ -113,10 +113,11 @@ def vae_evaluate(
     if run_b and prior not in ("auto", "none"):
         raise ValueError("--prior belongs to one model, and there are two runs")
     from vae_nb.analysis.metrics import evaluate, evaluation_card, trained_lpips
+    from vae_nb.export import load_pretrained
     from vae_nb.plots import use_style
-    from vae_nb.train.checkpoint import atomic_write, load_model
-    models = {name: load_model(name, device) for name in (run, run_b) if name}
-    chosen = {name: named_prior(prior, model, name) for name, model in models.items()}
+    from vae_nb.train.checkpoint import atomic_write
+    models = {name: load_pretrained(name, device) for name in (run, run_b) if name}
+    chosen = {name: named_prior(prior, model) for name, model in models.items()}
     results, lpips = {}, trained_lpips()
     use_style()
     for name, model in models.items():

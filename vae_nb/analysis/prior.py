@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..data.dataset import to_float
+from ..model.vae import check_draws
 from .flow import VelocityMLP, VelocityUNet, divergence, flow_matching_loss, integrate
 
 # %% ../../nbs/analysis/03_prior.ipynb #a8923bb6
@@ -141,9 +142,7 @@ class Prior(nn.Module):
                temperature: float = 1.0,           # scale of the noise; 0: no noise
                ) -> Tensor:                        # (n,*latent_shape)
         "Draw latents."
-        if n < 1 or not 0 <= temperature < math.inf:
-            raise ValueError(f"sample: expected n >= 1 and a temperature >= 0, "
-                             f"got n={n}, temperature={temperature}")
+        check_draws(n, temperature)
         return self.draw(n, generator, temperature).unflatten(1, self.latent_shape)
 
     def draw(self, n, generator, temperature):
